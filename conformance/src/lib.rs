@@ -1,0 +1,1 @@
+//! Tests and measurements that know only binaries and specifications.

@@ -1,0 +1,1 @@
+//! The eBPF programs of the pod data path: loading, pinning, attaching, upgrading.

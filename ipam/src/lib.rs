@@ -1,0 +1,1 @@
+//! Which address is whose: ranges, allocation and the store.
