@@ -1,1 +1,22 @@
-//! A network namespace and what is in it.
+//! A network namespace and what is in it: links, addresses, routes, neighbours, sysctls.
+//!
+//! A thread enters a namespace, not a process. So [`NetNs::run`] enters on a thread that is made for it and ends: nothing
+//! has to be restored, and neither a panic nor an early return can strand a thread of the caller's. A socket stays in the
+//! namespace that opened it: [`Netlink::open_in`] enters once, and carries the socket out.
+//!
+//! Nothing here knows of pods, CNI or containerd.
+
+mod error;
+mod link;
+mod name;
+mod netlink;
+mod ns;
+mod route;
+pub mod sysctl;
+
+pub use error::Error;
+pub use link::{Link, Veth};
+pub use name::{LinkName, Mac};
+pub use netlink::Netlink;
+pub use ns::{Identity, NetNs};
+pub use route::{ROUTE_PROTOCOL, Route};

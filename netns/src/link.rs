@@ -1,0 +1,197 @@
+//! Links: looked up one by one, veth pairs, up, deleted.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
+};
+
+use crate::netlink::{Existing, errno};
+use crate::{Error, LinkName, Mac, NetNs, Netlink};
+
+/// A pair of virtual Ethernet links to be made (`veth(4)`).
+#[derive(Debug)]
+pub struct Veth<'a> {
+    /// The end in the socket's namespace.
+    pub name: LinkName,
+    /// Its address.
+    pub mac: Mac,
+    /// Of both ends, in bytes.
+    pub mtu: u32,
+    /// The other end, born in `peer_ns`. Both are born down: the peer cannot be born up (`veth_open` in the kernel's
+    /// drivers/net/veth.c, `ENOTCONN`), and how a link makes addresses is said between its birth and its rise.
+    pub peer_name: LinkName,
+    /// Its address.
+    pub peer_mac: Mac,
+    /// Where it is born.
+    pub peer_ns: &'a NetNs,
+}
+
+/// What the kernel says of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Unique in its namespace while it lives.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address; zeroes where it has none.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// Whether it is set up (`IFF_UP`).
+    pub up: bool,
+    /// `veth`, `dummy`, …; `None` for hardware and `lo`.
+    pub kind: Option<String>,
+    /// The index of a veth's other end, in that end's namespace.
+    pub peer_index: Option<u32>,
+}
+
+impl Netlink {
+    /// The link of that name, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn link(&self, name: &LinkName) -> Result<Option<Link>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
+        self.one_link(message, name.as_str()).await
+    }
+
+    /// The link of that index, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.one_link(message, &index.to_string()).await
+    }
+
+    async fn one_link(&self, message: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
+        let failed = |source| Error::Netlink { op: "look up link", object: object.to_owned(), source };
+        match self.query(RouteNetlinkMessage::GetLink(message), false).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(read(&message)),
+                _ => None,
+            })),
+            Err(err) if is_absent(&err) => Ok(None),
+            Err(err) => Err(failed(err)),
+        }
+    }
+
+    /// Creates the pair by one message, and returns the index of its first end.
+    ///
+    /// # Errors
+    /// `EEXIST` if either name is taken.
+    pub async fn create_veth(&self, veth: &Veth<'_>) -> Result<u32, Error> {
+        let failed = |source| Error::Netlink {
+            op: "create veth",
+            object: format!("{} {}", veth.name, veth.peer_name),
+            source,
+        };
+        let mut peer = end(&veth.peer_name, veth.peer_mac, veth.mtu);
+        peer.attributes.push(LinkAttribute::NetNsFd(veth.peer_ns.as_fd().as_raw_fd()));
+        let mut message = end(&veth.name, veth.mac, veth.mtu);
+        let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        self.create(RouteNetlinkMessage::NewLink(message), Existing::Refuse).await.map_err(failed)?;
+        let link = self.link(&veth.name).await?;
+        link.map(|link| link.index).ok_or_else(|| Error::AbsentLink(veth.name.to_string()))
+    }
+
+    /// Sets a link up that makes no link-local address by itself: no duplicate address detection, no router solicitation.
+    /// The kernel takes that for a link that exists only (`inet6_validate_link_af` in net/ipv6/addrconf.c refuses it at
+    /// creation), and in a message of its own, for it acts on flags first (`do_setlink` in net/core/rtnetlink.c).
+    ///
+    /// # Errors
+    /// `ENODEV` if it is gone.
+    pub async fn set_up_silent(&self, index: u32) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let silent = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![silent]));
+        let silenced = self.act(RouteNetlinkMessage::SetLink(message));
+        // Both are on their way at once; the socket keeps their order.
+        let (silenced, up) = futures_util::future::join(silenced, self.set_up(index)).await;
+        match silenced {
+            Ok(()) => up,
+            // The kernel has no IPv6, or not on this link: there is nothing to silence.
+            Err(err) if errno(&err) == Some(nix::libc::EAFNOSUPPORT) => up,
+            Err(source) => Err(Error::Netlink { op: "silence link", object: index.to_string(), source }),
+        }
+    }
+
+    /// Sets a link up.
+    ///
+    /// # Errors
+    /// `ENODEV` if it is gone.
+    pub async fn set_up(&self, index: u32) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        let done = self.act(RouteNetlinkMessage::SetLink(message)).await;
+        done.map_err(|source| Error::Netlink { op: "set up link", object: index.to_string(), source })
+    }
+
+    /// Deletes a link, and with a veth its other end; waits for the kernel's grace periods. `false` if it is gone already.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for what cannot be deleted, `lo` for one.
+    pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.act(RouteNetlinkMessage::DelLink(message)).await {
+            Ok(()) => Ok(true),
+            Err(err) if is_absent(&err) => Ok(false),
+            Err(source) => Err(Error::Netlink { op: "delete link", object: index.to_string(), source }),
+        }
+    }
+}
+
+fn is_absent(err: &io::Error) -> bool {
+    errno(err) == Some(nix::libc::ENODEV)
+}
+
+fn end(name: &LinkName, mac: Mac, mtu: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.as_str().to_owned()),
+        LinkAttribute::Address(mac.bytes().to_vec()),
+        LinkAttribute::Mtu(mtu),
+    ];
+    message
+}
+
+fn read(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: Mac::new([0; 6]),
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        kind: None,
+        peer_index: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => {
+                link.mac = bytes.as_slice().try_into().map_or(link.mac, Mac::new)
+            }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            LinkAttribute::LinkInfo(info) => {
+                link.kind = info.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,170 @@
+//! One route-netlink socket: opened in a namespace, driven by the caller's tokio runtime. The only file that speaks
+//! rtnetlink; `link.rs` and `route.rs` have the messages.
+//!
+//! rtnetlink's own `NetworkNamespace` is not used: it forks. Its requests for single objects are built here by hand, so that
+//! a lookup of one link is one message and never a dump of all.
+
+use std::io;
+
+use futures_util::StreamExt;
+use netlink_packet_core::{
+    ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::{Handle, new_connection_with_strict_check};
+
+use crate::{Error, NetNs};
+
+/// A socket in one namespace. Requests may overlap: each waits for its own answer. The socket is closed when the last clone
+/// is dropped.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// What a request does with an object of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// Refuse, with `EEXIST`.
+    Refuse,
+    /// Replace it.
+    Replace,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime with I/O enabled, which then
+    /// drives it.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn open() -> Result<Netlink, Error> {
+        // Strict checking makes the kernel honour the filters of a dump (`NETLINK_GET_STRICT_CHK`, netlink(7)).
+        let (mut connection, handle, _) = new_connection_with_strict_check().map_err(Error::Socket)?;
+        let socket = connection.socket_mut();
+        let socket = netlink_sys::AsyncSocket::socket_mut(socket);
+        // The kernel's words for what it did not like, right behind the header of the refused message.
+        socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true)).map_err(Error::Socket)?;
+        tokio::spawn(connection);
+        Ok(Netlink { handle })
+    }
+
+    /// Opens a socket in `netns`; the calling thread does not enter it.
+    ///
+    /// # Errors
+    /// As [`Netlink::open`] and [`NetNs::run`].
+    pub fn open_in(netns: &NetNs) -> Result<Netlink, Error> {
+        let runtime =
+            tokio::runtime::Handle::try_current().map_err(|err| Error::Socket(io::Error::other(err)))?;
+        netns.run(|| {
+            let _runtime = runtime.enter();
+            Netlink::open()
+        })?
+    }
+
+    /// Asks for one object, or with `NLM_F_DUMP` for those that match.
+    pub(crate) async fn query(
+        &self,
+        message: RouteNetlinkMessage,
+        dump: bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
+        self.request(message, flags).await
+    }
+
+    /// Creates an object.
+    pub(crate) async fn create(&self, message: RouteNetlinkMessage, existing: Existing) -> io::Result<()> {
+        let existing = if existing == Existing::Replace { NLM_F_REPLACE } else { NLM_F_EXCL };
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | existing).await.map(drop)
+    }
+
+    /// Changes or deletes an object.
+    pub(crate) async fn act(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK).await.map(drop)
+    }
+
+    async fn request(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = flags;
+        let mut handle = self.handle.clone();
+        let mut answers = handle.request(request).map_err(io::Error::other)?;
+        let mut found = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => found.push(message),
+                NetlinkPayload::Error(err) if err.code.is_some() => return Err(refusal(&err)),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The kernel's errno, and its explanation where it gives one.
+#[derive(Debug)]
+struct Refusal {
+    errno: io::Error,
+    text: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.errno, self.text)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The errno that [`refusal`] put into an error.
+pub(crate) fn errno(err: &io::Error) -> Option<i32> {
+    let explained = || err.get_ref()?.downcast_ref::<Refusal>()?.errno.raw_os_error();
+    err.raw_os_error().or_else(explained)
+}
+
+fn refusal(err: &ErrorMessage) -> io::Error {
+    let errno = err.to_io();
+    match explanation(&err.header) {
+        Some(text) => io::Error::new(errno.kind(), Refusal { errno, text }),
+        None => errno,
+    }
+}
+
+/// The text of `NLMSGERR_ATTR_MSG` (1) among the attributes behind the 16 bytes of the refused message's header
+/// (include/uapi/linux/netlink.h): each has two bytes of length, itself included, two of type, and is padded to four.
+fn explanation(after_code: &[u8]) -> Option<String> {
+    let mut rest = after_code.get(16..)?;
+    loop {
+        let (header, _) = rest.split_first_chunk::<4>()?;
+        let [a, b, c, d] = *header;
+        let (len, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
+        let value = rest.get(4..len)?;
+        if kind == 1 {
+            let text = String::from_utf8_lossy(value);
+            return Some(text.trim_end_matches('\0').to_owned());
+        }
+        rest = rest.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::explanation;
+
+    #[test]
+    fn the_kernels_words_are_found_behind_other_attributes() {
+        let mut bytes = vec![0; 16];
+        bytes.extend([8_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat());
+        bytes.extend(52_u32.to_ne_bytes());
+        bytes.extend([9_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat());
+        bytes.extend(b"why\0\0\0\0\0");
+        assert_eq!(explanation(&bytes).as_deref(), Some("why"));
+        for len in 0..bytes.len() {
+            // Cut anywhere, it is either found whole or not at all.
+            assert!(explanation(&bytes[..len]).is_none_or(|text| text == "why"), "{len}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Network namespaces: made, opened, pinned at a path, entered. The only file of the crate that enters one.
+//!
+//! A namespace lives as long as a process or thread is in it, a file of it is open, or a mount of it exists
+//! (`namespaces(7)`). A [`NetNs`] is such an open file; [`NetNs::pin`] makes such a mount.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::Error;
+
+/// `/proc/self` would be the main thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// An open network namespace.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    identity: Identity,
+}
+
+/// What makes two files the same namespace: device and inode of the namespace file (`namespaces(7)`). Unlike a path or a
+/// pid it is not reused while the namespace lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The device of the namespace file system.
+    pub dev: u64,
+    /// The inode on it.
+    pub inode: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net:[{}]", self.inode)
+    }
+}
+
+impl NetNs {
+    /// Opens the namespace that is pinned at `path`, or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the file cannot be opened, [`Error::NotANamespace`] if it is something else.
+    pub fn open(path: &Path) -> Result<NetNs, Error> {
+        let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
+        if !is_network_namespace(&file) {
+            return Err(Error::NotANamespace { path: path.into() });
+        }
+        let metadata = file.metadata().map_err(|source| Error::Open { path: path.into(), source })?;
+        let identity = Identity { dev: metadata.dev(), inode: metadata.ino() };
+        Ok(NetNs { file, identity })
+    }
+
+    /// The calling thread's own.
+    ///
+    /// # Errors
+    /// Only if `/proc` is not what it should be.
+    pub fn current() -> Result<NetNs, Error> {
+        NetNs::open(Path::new(OWN))
+    }
+
+    /// Makes a namespace. It ends with the returned value unless it is pinned or entered.
+    ///
+    /// # Errors
+    /// `EPERM` without the capability, `ENOSPC` at the limit of `/proc/sys/user/max_net_namespaces`.
+    pub fn create() -> Result<NetNs, Error> {
+        #[expect(clippy::disallowed_methods, reason = "on a thread that ends; this file is the door")]
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|err| failed("make", "(new)", err.into()))?;
+            NetNs::current()
+        };
+        on_a_thread(make)?
+    }
+
+    /// Whose identity this is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Keeps the namespace alive at `path`, which must not exist yet.
+    ///
+    /// # Errors
+    /// Nothing is left at `path`.
+    pub fn pin(&self, path: &Path) -> Result<(), Error> {
+        let failed = |source| failed("pin", path, source);
+        OpenOptions::new().write(true).create_new(true).mode(0o444).open(path).map_err(failed)?;
+        let own = format!("/proc/thread-self/fd/{}", self.file.as_raw_fd());
+        let mounted = mount(Some(own.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        mounted.map_err(|err| {
+            // The mount is what failed and what has to be told.
+            drop(std::fs::remove_file(path));
+            failed(err.into())
+        })
+    }
+
+    /// Removes the pin at `path`. What is not there is removed already.
+    ///
+    /// # Errors
+    /// `EBUSY` if the file is a mount point in another mount namespace.
+    pub fn unpin(path: &Path) -> Result<(), Error> {
+        use nix::errno::Errno;
+        match umount2(path, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {} // EINVAL: not a mount point (umount(2)).
+            Err(err) => return Err(failed("unmount", path, err.into())),
+        }
+        match std::fs::remove_file(path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove the pin of", path, err)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs `f` inside, on a thread of its own that ends with it.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered; `f` has not run then. A panic of `f` goes on in the caller.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        on_a_thread(|| {
+            self.join()?;
+            Ok(f())
+        })?
+    }
+
+    /// The calling thread enters, and stays.
+    ///
+    /// # Errors
+    /// `EPERM` without the capabilities (`setns(2)`).
+    #[expect(clippy::disallowed_methods, reason = "this file is the door")]
+    pub fn join(&self) -> Result<(), Error> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|err| failed("enter", self.identity.to_string(), err.into()))
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn failed(op: &'static str, object: impl AsRef<Path>, source: io::Error) -> Error {
+    Error::Namespace { op, object: object.as_ref().display().to_string(), source }
+}
+
+nix::ioctl_none_bad!(
+    /// The kind of namespace that a file is, as a `CLONE_NEW*` flag (`ioctl_ns(2)`).
+    ns_get_nstype,
+    nix::libc::NS_GET_NSTYPE as nix::libc::c_ulong
+);
+
+fn is_network_namespace(file: &File) -> bool {
+    // SAFETY: the request takes no argument and only reads the kind of the open file.
+    let kind = unsafe { ns_get_nstype(file.as_raw_fd()) };
+    kind == Ok(CloneFlags::CLONE_NEWNET.bits())
+}
+
+/// The thread's end is the point: whatever it entered is left behind with it.
+fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, f);
+        let thread = thread.map_err(|source| failed("start a thread for", "(new)", source))?;
+        thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+    })
+}

@@ -1,0 +1,261 @@
+//! Addresses, routes and permanent neighbours.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::netlink::{Existing, errno};
+use crate::{Error, Mac, Netlink};
+
+/// Who made a route (`rtm_protocol`): a number that /etc/iproute2/rt_protos gives to nobody, so that weft's are told apart.
+pub const ROUTE_PROTOCOL: u8 = 0x77;
+
+/// An address of documentation (RFC 5737), for the question which way the default route goes.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);
+/// The same of IPv6 (RFC 3849).
+const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+
+/// A route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub destination: IpAddr,
+    /// Leading bits of `destination` that count.
+    pub prefix: u8,
+    /// The next hop, which is taken to be on the link; `None` if the destination is.
+    pub via: Option<IpAddr>,
+    /// The link.
+    pub index: u32,
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} on link {}", self.destination, self.prefix, self.index)
+    }
+}
+
+impl Netlink {
+    /// Gives an address to a link; it is used at once (`IFA_F_NODAD`). One that is there already stays.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address);
+        message.header.index = index;
+        message.header.prefix_len = prefix;
+        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+        if address.is_ipv6() {
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let done = self.create(RouteNetlinkMessage::NewAddress(message), Existing::Replace).await;
+        done.map_err(|source| Error::Netlink {
+            op: "add address",
+            object: format!("{address} to link {index}"),
+            source,
+        })
+    }
+
+    /// The addresses of one link, with their prefix lengths.
+    ///
+    /// # Errors
+    /// `ENODEV` if the link is gone.
+    pub async fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, Error> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        let failed =
+            |source| Error::Netlink { op: "list addresses of link", object: index.to_string(), source };
+        let answers = self.query(RouteNetlinkMessage::GetAddress(message), true).await.map_err(failed)?;
+        let addresses = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => {
+                let prefix = message.header.prefix_len;
+                message.attributes.into_iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some((address, prefix)),
+                    _ => None,
+                })
+            }
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+
+    /// Adds a route, or puts it in the place of one to the same destination.
+    ///
+    /// # Errors
+    /// `ENETDOWN` if the link is down.
+    pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
+        let done = self.create(RouteNetlinkMessage::NewRoute(route.message()), Existing::Replace).await;
+        done.map_err(|source| Error::Netlink { op: "add route", object: route.to_string(), source })
+    }
+
+    /// Deletes a route. `false` if it is gone already.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn delete_route(&self, route: &Route) -> Result<bool, Error> {
+        match self.act(RouteNetlinkMessage::DelRoute(route.message())).await {
+            Ok(()) => Ok(true),
+            // ESRCH: no such route; ENODEV: no such link, and its routes went with it (net/ipv6/route.c).
+            Err(err) if matches!(errno(&err), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(false),
+            Err(source) => Err(Error::Netlink { op: "delete route", object: route.to_string(), source }),
+        }
+    }
+
+    /// Whether a packet to the route's destination would take exactly this route: the kernel is asked for its choice.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn has_route(&self, route: &Route) -> Result<bool, Error> {
+        let asked = if route.prefix == 0 { elsewhere(route.destination) } else { route.destination };
+        let Some(found) = self.way_to(asked).await? else { return Ok(false) };
+        let via = found.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(gateway) => address_of(gateway),
+            _ => None,
+        });
+        Ok(link_of(&found) == Some(route.index)
+            && via == route.via
+            && found.header.destination_prefix_length == route.prefix)
+    }
+
+    /// The MTU in bytes of the link of the default route, IPv4's before IPv6's; `None` without a default route.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
+        for address in [IpAddr::V4(ELSEWHERE), IpAddr::V6(ELSEWHERE_V6)] {
+            let Some(index) = self.way_to(address).await?.as_ref().and_then(link_of) else { continue };
+            return Ok(self.link_by_index(index).await?.map(|link| link.mtu));
+        }
+        Ok(None)
+    }
+
+    /// The route that the kernel would take, as it is in the table (`RTM_F_FIB_MATCH`).
+    async fn way_to(&self, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        match self.query(RouteNetlinkMessage::GetRoute(message), false).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(message) => Some(message),
+                _ => None,
+            })),
+            Err(err) if matches!(errno(&err), Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)) => {
+                Ok(None)
+            }
+            Err(source) => {
+                Err(Error::Netlink { op: "look up the route to", object: address.to_string(), source })
+            }
+        }
+    }
+
+    /// Makes `address` known on a link as `mac`, for good (`NUD_PERMANENT`, `arp(7)`): nobody is asked.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn replace_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
+        let mut message = neighbour(index, address);
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
+        let done = self.create(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace).await;
+        done.map_err(|source| Error::Netlink {
+            op: "add neighbour",
+            object: format!("{address} to link {index}"),
+            source,
+        })
+    }
+
+    /// Whether `address` is known on a link as `mac`, for good.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn has_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<bool, Error> {
+        let message = neighbour(index, address);
+        let answers = match self.query(RouteNetlinkMessage::GetNeighbour(message), false).await {
+            Ok(answers) => answers,
+            Err(err) if errno(&err) == Some(nix::libc::ENOENT) => return Ok(false),
+            Err(source) => {
+                return Err(Error::Netlink {
+                    op: "look up neighbour",
+                    object: format!("{address} of link {index}"),
+                    source,
+                });
+            }
+        };
+        let wanted = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
+        Ok(answers.iter().any(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                message.header.state == NeighbourState::Permanent && message.attributes.contains(&wanted)
+            }
+            _ => false,
+        }))
+    }
+}
+
+impl Route {
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        let ipv4_on_link = self.destination.is_ipv4() && self.via.is_none();
+        message.header = RouteHeader {
+            address_family: family(self.destination),
+            destination_prefix_length: self.prefix,
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
+            // IPv6 knows no scopes of routes, and shows what it was told as global.
+            scope: if ipv4_on_link { RouteScope::Link } else { RouteScope::Universe },
+            kind: RouteType::Unicast,
+            flags: if self.via.is_some() { RouteFlags::Onlink } else { RouteFlags::empty() },
+            ..RouteHeader::default()
+        };
+        if self.prefix > 0 {
+            message.attributes.push(RouteAttribute::Destination(self.destination.into()));
+        }
+        message.attributes.extend(self.via.map(|via| RouteAttribute::Gateway(via.into())));
+        message.attributes.push(RouteAttribute::Oif(self.index));
+        message
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn elsewhere(of_family: IpAddr) -> IpAddr {
+    if of_family.is_ipv4() { ELSEWHERE.into() } else { ELSEWHERE_V6.into() }
+}
+
+fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    let address = match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    };
+    message.attributes.push(NeighbourAttribute::Destination(address));
+    message
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn link_of(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}

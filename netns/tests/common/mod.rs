@@ -1,0 +1,57 @@
+//! Namespaces for tests, and `ip` as the second witness.
+
+#![expect(dead_code, reason = "not every test binary uses all of it")]
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use weft_netns::{Error, Mac, NetNs, Netlink, Veth};
+
+/// Runs on a runtime like that of the programs: one thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(future)
+}
+
+/// `ip -j ARGS` inside the namespace.
+pub(crate) fn ip(netns: &NetNs, args: &str) -> Value {
+    let output = netns.run(|| Command::new("ip").arg("-j").args(args.split(' ')).output().unwrap()).unwrap();
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or(json!([]))
+}
+
+/// One echo request, answered within two seconds.
+pub(crate) fn pings(netns: &NetNs, address: &str) -> bool {
+    let ping = || {
+        Command::new("ping").args(["-c", "1", "-W", "2", "-n", address]).output().unwrap().status.success()
+    };
+    netns.run(ping).unwrap()
+}
+
+pub(crate) const HOST_MAC: Mac = Mac::new([6, 0, 0, 0, 0, 1]);
+pub(crate) const POD_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
+
+/// A pair between two namespaces, `veth0` outside and `eth0` inside.
+pub(crate) async fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink, u32, u32), Error> {
+    let (outside, inside) = (Netlink::open_in(host)?, Netlink::open_in(pod)?);
+    let veth = Veth {
+        name: "veth0".parse()?,
+        mac: HOST_MAC,
+        mtu: 1400,
+        peer_name: "eth0".parse()?,
+        peer_mac: POD_MAC,
+        peer_ns: pod,
+    };
+    let host_index = outside.create_veth(&veth).await?;
+    let pod_index = inside.link(&"eth0".parse()?).await?.unwrap().index;
+    Ok((outside, inside, host_index, pod_index))
+}
+
+/// Mounts below a path, in this process's mount namespace.
+pub(crate) fn mounts_below(dir: &Path) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(4).is_some_and(|target| Path::new(target).starts_with(dir)))
+        .count()
+}

@@ -1,0 +1,123 @@
+//! Links: veth pairs, lookups and deletion.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use common::{HOST_MAC, POD_MAC, block_on, ip, pair};
+use weft_netns::{NetNs, Netlink};
+
+#[test]
+fn a_pair_is_born_with_all_it_needs_and_its_peer_inside() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (outside, inside, host_index, pod_index) = pair(&host, &pod).await.unwrap();
+        outside.set_up_silent(host_index).await.unwrap();
+        inside.set_up_silent(pod_index).await.unwrap();
+    });
+    let outside = ip(&host, "-d link show veth0")[0].clone();
+    assert_eq!(outside["address"], HOST_MAC.to_string());
+    assert_eq!(outside["mtu"], 1400);
+    assert_eq!(outside["linkinfo"]["info_kind"], "veth");
+    assert!(outside["flags"].as_array().unwrap().contains(&"UP".into()), "{outside}");
+    assert_eq!(outside["inet6_addr_gen_mode"], "none");
+    let inside = ip(&pod, "-d link show eth0")[0].clone();
+    assert_eq!(inside["address"], POD_MAC.to_string());
+    assert_eq!(inside["mtu"], 1400);
+    assert_eq!(inside["inet6_addr_gen_mode"], "none");
+    for (netns, name) in [(&host, "veth0"), (&pod, "eth0")] {
+        let addresses = ip(netns, &format!("addr show {name}"))[0]["addr_info"].clone();
+        assert_eq!(addresses, serde_json::json!([]), "no address that nobody gave");
+    }
+    assert_eq!(ip(&host, "link show").as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_link_is_what_ip_says() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (outside, inside, host_index, pod_index) = pair(&host, &pod).await.unwrap();
+        let link = outside.link(&"veth0".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(
+            (link.index, link.name.as_str(), link.mac, link.mtu),
+            (host_index, "veth0", HOST_MAC, 1400)
+        );
+        assert_eq!((link.up, link.kind.as_deref(), link.peer_index), (false, Some("veth"), Some(pod_index)));
+        assert_eq!(outside.link_by_index(host_index).await.unwrap(), Some(link));
+        let link = inside.link(&"eth0".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((link.up, link.peer_index), (false, Some(host_index)));
+        inside.set_up(pod_index).await.unwrap();
+        outside.set_up(host_index).await.unwrap();
+        assert_eq!(ip(&pod, "link show eth0")[0]["operstate"], "UP");
+        assert!(outside.link_by_index(host_index).await.unwrap().unwrap().up);
+        assert_eq!(outside.link(&"absent".parse().unwrap()).await.unwrap(), None);
+        assert_eq!(outside.link_by_index(4711).await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_taken_name_is_refused_and_nothing_is_left() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        pair(&host, &pod).await.unwrap();
+        let other = NetNs::create().unwrap();
+        let err = pair(&host, &other).await.unwrap_err();
+        assert_eq!(err.errno(), Some(nix::libc::EEXIST));
+        assert_eq!(err.to_string(), "create veth veth0 eth0");
+        assert_eq!(ip(&other, "link show").as_array().unwrap().len(), 1);
+        let another_host = NetNs::create().unwrap();
+        let err = pair(&another_host, &pod).await.unwrap_err();
+        assert_eq!(err.errno(), Some(nix::libc::EEXIST), "the name inside is taken");
+        assert_eq!(ip(&another_host, "link show").as_array().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn deleting_takes_both_ends_and_what_is_gone_is_gone() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (outside, _, host_index, _) = pair(&host, &pod).await.unwrap();
+        assert!(outside.delete_link(host_index).await.unwrap());
+        assert!(!outside.delete_link(host_index).await.unwrap());
+        for netns in [&host, &pod] {
+            assert_eq!(ip(netns, "link show").as_array().unwrap().len(), 1);
+        }
+        assert!(outside.delete_link(1).await.is_err(), "lo stays");
+    });
+}
+
+#[test]
+fn a_socket_ends_with_its_last_owner() {
+    let sockets = || {
+        let fds = std::fs::read_dir("/proc/thread-self/fd").unwrap();
+        let netlink = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+        let is_netlink = |link: &str| {
+            let inode =
+                link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')).map(str::to_owned);
+            inode.is_some_and(|inode| {
+                netlink.lines().any(|line| line.split_whitespace().last() == Some(&inode))
+            })
+        };
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|link| is_netlink(&link.to_string_lossy())).count()
+    };
+    // In a namespace of its own, for other tests open sockets beside this one.
+    NetNs::create()
+        .unwrap()
+        .run(|| {
+            block_on(async {
+                assert_eq!(sockets(), 0);
+                let netlink = Netlink::open().unwrap();
+                let clone = netlink.clone();
+                drop(netlink);
+                assert!(clone.link_by_index(1).await.unwrap().is_some());
+                assert_eq!(sockets(), 1);
+                drop(clone);
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(sockets(), 0);
+            })
+        })
+        .unwrap();
+}

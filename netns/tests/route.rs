@@ -1,0 +1,169 @@
+//! Addresses, routes and neighbours, in the shape that pods have: packets pass without a question asked on the wire.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::{HOST_MAC, POD_MAC, block_on, ip, pair, pings};
+use weft_netns::{NetNs, Netlink, Route, sysctl};
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn on_link(destination: &str, index: u32) -> Route {
+    let destination = address(destination);
+    Route { destination, prefix: if destination.is_ipv4() { 32 } else { 128 }, via: None, index }
+}
+
+fn default_via(via: &str, index: u32) -> Route {
+    let destination = if via.contains(':') { "::" } else { "0.0.0.0" };
+    Route { destination: address(destination), prefix: 0, via: Some(address(via)), index }
+}
+
+/// A pod's end as weft makes it, and a host with an address of its own.
+async fn wire(host: &NetNs, pod: &NetNs) -> (Netlink, Netlink, u32, u32) {
+    let (outside, inside, host_index, pod_index) = pair(host, pod).await.unwrap();
+    outside.set_up_silent(host_index).await.unwrap();
+    inside.set_up_silent(pod_index).await.unwrap();
+    for (own, gateway, of_host) in
+        [("10.1.0.2", "169.254.1.1", "192.0.2.10"), ("fd00:1::2", "fe80::1", "2001:db8::10")]
+    {
+        inside.add_address(pod_index, address(own), if own.contains(':') { 128 } else { 32 }).await.unwrap();
+        inside.replace_neighbour(pod_index, address(gateway), HOST_MAC).await.unwrap();
+        inside.replace_route(&on_link(gateway, pod_index)).await.unwrap();
+        inside.replace_route(&default_via(gateway, pod_index)).await.unwrap();
+        outside.replace_neighbour(host_index, address(own), POD_MAC).await.unwrap();
+        outside.replace_route(&on_link(own, host_index)).await.unwrap();
+        outside.set_up(1).await.unwrap();
+        outside.add_address(1, address(of_host), if of_host.contains(':') { 128 } else { 32 }).await.unwrap();
+    }
+    (outside, inside, host_index, pod_index)
+}
+
+#[test]
+fn packets_pass_and_nobody_asks_for_an_address() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    host.run(|| sysctl::write("net/ipv6/conf/all/forwarding", "1").unwrap()).unwrap();
+    block_on(wire(&host, &pod));
+    for of_host in ["192.0.2.10", "2001:db8::10"] {
+        assert!(pings(&pod, of_host), "{of_host}");
+    }
+    for of_pod in ["10.1.0.2", "fd00:1::2"] {
+        assert!(pings(&host, of_pod), "{of_pod}");
+    }
+    for (netns, link, count) in [(&host, "veth0", 2), (&pod, "eth0", 2)] {
+        let neighbours = ip(netns, &format!("neigh show dev {link}"));
+        let neighbours = neighbours.as_array().unwrap();
+        assert_eq!(neighbours.len(), count, "{link}: {neighbours:?}");
+        assert!(neighbours.iter().all(|neighbour| neighbour["state"][0] == "PERMANENT"), "{neighbours:?}");
+    }
+}
+
+#[test]
+fn addresses_are_usable_at_once() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (_, inside, _, index) = wire(&host, &pod).await;
+        let shown = ip(&pod, "addr show eth0")[0]["addr_info"].clone();
+        assert!(shown.as_array().unwrap().iter().all(|address| address["tentative"].is_null()), "{shown}");
+        let wanted = [(address("10.1.0.2"), 32), (address("fd00:1::2"), 128)];
+        assert_eq!(inside.addresses(index).await.unwrap(), wanted);
+        inside.add_address(index, address("10.1.0.2"), 32).await.unwrap();
+        assert_eq!(inside.addresses(index).await.unwrap(), wanted, "adding again changes nothing");
+        assert_eq!(inside.addresses(1).await.unwrap(), [], "of this link only");
+    });
+}
+
+#[test]
+fn routes_bear_wefts_number_and_are_asked_for_one_by_one() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (outside, inside, host_index, pod_index) = wire(&host, &pod).await;
+        for family in ["-4", "-6"] {
+            let routes = ip(&pod, &format!("{family} route show proto 119"));
+            assert_eq!(routes.as_array().unwrap().len(), 2, "{routes}");
+        }
+        for there in [
+            on_link("169.254.1.1", pod_index),
+            default_via("fe80::1", pod_index),
+            default_via("169.254.1.1", pod_index),
+        ] {
+            assert!(inside.has_route(&there).await.unwrap(), "{there}");
+        }
+        assert!(!inside.has_route(&default_via("169.254.1.2", pod_index)).await.unwrap(), "another gateway");
+        for own in ["10.1.0.2", "fd00:1::2"] {
+            let route = on_link(own, host_index);
+            assert!(outside.has_route(&route).await.unwrap());
+            assert!(outside.delete_route(&route).await.unwrap());
+            assert!(!outside.has_route(&route).await.unwrap());
+            assert!(!outside.delete_route(&route).await.unwrap(), "gone already");
+        }
+        assert_eq!(ip(&host, "-4 route show proto 119").as_array().unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn a_route_to_a_reused_address_leads_to_its_new_owner() {
+    let host = NetNs::create().unwrap();
+    block_on(async {
+        let pod = NetNs::create().unwrap();
+        let (outside, _, old, _) = wire(&host, &pod).await;
+        outside.replace_route(&on_link("10.1.0.2", 1)).await.unwrap();
+        assert!(outside.has_route(&on_link("10.1.0.2", 1)).await.unwrap());
+        assert!(!outside.delete_route(&on_link("10.1.0.2", old)).await.unwrap(), "the old owner's is gone");
+        assert!(outside.has_route(&on_link("10.1.0.2", 1)).await.unwrap(), "and the new one's stays");
+    });
+}
+
+#[test]
+fn neighbours_are_asked_for_one_by_one() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (_, inside, _, index) = wire(&host, &pod).await;
+        for gateway in ["169.254.1.1", "fe80::1"] {
+            assert!(inside.has_neighbour(index, address(gateway), HOST_MAC).await.unwrap());
+            assert!(
+                !inside.has_neighbour(index, address(gateway), POD_MAC).await.unwrap(),
+                "another address"
+            );
+        }
+        assert!(!inside.has_neighbour(index, address("169.254.1.2"), HOST_MAC).await.unwrap());
+    });
+}
+
+#[test]
+fn the_mtu_is_that_of_the_default_routes_link() {
+    let host = NetNs::create().unwrap();
+    let mtu = || block_on(async { Netlink::open_in(&host).unwrap().default_route_mtu().await.unwrap() });
+    assert_eq!(mtu(), None);
+    for args in [
+        "link add up0 mtu 9000 type veth peer name up1",
+        "link set up1 up",
+        "addr add 192.0.2.1/31 dev up0",
+        "link set up0 up",
+        "route add default dev up0",
+    ] {
+        ip(&host, args);
+    }
+    assert_eq!(mtu(), Some(9000));
+    ip(&host, "route del default");
+    assert_eq!(mtu(), None);
+    ip(&host, "-6 route add default dev up0");
+    assert_eq!(mtu(), Some(9000));
+}
+
+#[test]
+fn the_kernels_explanation_is_in_the_error() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (_, inside, _, index) = pair(&host, &pod).await.unwrap();
+        let err = inside.replace_route(&on_link("169.254.1.1", index)).await.unwrap_err();
+        assert_eq!(err.errno(), Some(nix::libc::ENETDOWN));
+        assert_eq!(err.to_string(), format!("add route 169.254.1.1/32 on link {index}"));
+        let source = std::error::Error::source(&err).unwrap().to_string();
+        assert!(source.contains("(Device for nexthop is not up)"), "{source}");
+    });
+}
