@@ -17,5 +17,5 @@ pub(crate) fn chain(err: &dyn Error) -> String {
 
 /// `err` as a ttrpc status with `code`, the chain as its message.
 pub(crate) fn status(code: ttrpc::Code, err: &dyn Error) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, chain(err)))
+    ttrpc::error::get_rpc_status(code, chain(err))
 }

@@ -4,5 +4,19 @@
 //! programs ([`weft_hooks`]). The binaries parse their arguments, call one function of this library and turn
 //! its answer into an exit code.
 
+pub mod cni;
 pub mod config;
+pub mod ctl;
 pub(crate) mod error;
+pub(crate) mod failpoint;
+pub(crate) mod network;
+pub(crate) mod pod;
+pub(crate) mod record;
+pub(crate) mod standalone;
+pub(crate) mod state;
+
+/// Messages and services generated from `proto/`.
+#[expect(unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+pub(crate) mod proto {
+    include!(concat!(env!("OUT_DIR"), "/messages/modules.rs"));
+}

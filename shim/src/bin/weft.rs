@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The `weft` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weft_shim::ctl::run(std::env::args_os(), std::io::stdout().lock(), std::io::stderr().lock()).into()
+}

@@ -1,0 +1,74 @@
+# The only entry point, for people and for CI. `make` prints what there is.
+
+SHELL := /bin/bash -o pipefail
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+TRIPLE_VAR := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+
+# What is slow to build is kept outside the checkout where that is possible.
+CACHE := $(shell mkdir -p "$${WEFT_CACHE:-$$HOME/.cache/weft}" 2>/dev/null && echo "$${WEFT_CACHE:-$$HOME/.cache/weft}" || echo "$(CURDIR)/.build")
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export WEFT_CACHE := $(CACHE)
+RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
+BINARIES := containerd-shim-weft-v1 weft-cni weft
+
+# One file, no interpreter, no relocation by a loader: a static binary starts in 0.6 ms, a dynamic one in 1.0.
+export CARGO_TARGET_$(TRIPLE_VAR)_RUSTFLAGS := -C target-feature=+crt-static
+
+PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
+  iproute2 iputils-ping nftables iptables tcpdump bpftool jq busybox-static runc crun
+
+DESTDIR ?=
+PREFIX ?= /usr/local
+
+.DEFAULT_GOAL := help
+.PHONY: help deps tools build demo test lint fmt bench install uninstall clean
+
+help: ## print this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+deps: ## install the Debian packages that building and testing need (as root)
+	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>&1 | grep -v ' installed$$'); \
+	if [ -n "$$missing" ]; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); fi
+
+tools: deps ## build containerd, runc, crictl, critest and the CNI plugins that the tests run against
+	conformance/tools/build.sh
+
+build: deps ## build the three static binaries
+	cargo build --release --target $(TRIPLE) -p weft-shim
+
+demo: build tools ## two pods under containerd, a page fetched from one to the other, and everything removed
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo run -q -p weft-conformance --bin demo
+
+test: build tools lint ## all tests, as root, on the real kernel and the real containerd
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo test --workspace --features weft-shim/failpoints
+
+lint: deps ## formatting and lints; warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
+	shellcheck conformance/tools/build.sh .ci/run
+
+fmt: ## format the Rust sources
+	cargo fmt --all
+
+bench: build tools ## weft beside the reference, in one run; writes docs/benchmarks.md
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo run --release -q -p weft-conformance --bin bench
+
+install: ## put the binaries and their configuration below DESTDIR
+	install -D -m 755 $(RELEASE)/containerd-shim-weft-v1 $(DESTDIR)$(PREFIX)/bin/containerd-shim-weft-v1
+	install -D -m 755 $(RELEASE)/weft $(DESTDIR)$(PREFIX)/bin/weft
+	install -D -m 755 $(RELEASE)/weft-cni $(DESTDIR)/opt/cni/bin/weft
+	install -D -m 644 packaging/cni/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist
+	install -D -m 644 packaging/containerd/weft.toml $(DESTDIR)/etc/containerd/conf.d/weft.toml
+	install -D -m 644 packaging/containerd/weft-default.toml $(DESTDIR)$(PREFIX)/share/weft/weft-default.toml
+	install -D -m 644 packaging/weft/config.toml $(DESTDIR)/etc/weft/config.toml
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/containerd-shim-weft-v1 $(DESTDIR)$(PREFIX)/bin/weft $(DESTDIR)/opt/cni/bin/weft \
+	  $(DESTDIR)/etc/cni/net.d/10-weft.conflist $(DESTDIR)/etc/containerd/conf.d/weft.toml \
+	  $(DESTDIR)$(PREFIX)/share/weft/weft-default.toml $(DESTDIR)/etc/weft/config.toml
+	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(PREFIX)/share/weft $(DESTDIR)/etc/weft
+
+clean: ## remove what was built here
+	cargo clean
+	rm -rf .build

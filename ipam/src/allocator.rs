@@ -1,0 +1,338 @@
+//! The choice of the next address, and its return.
+//!
+//! Order: an address that was never leased; then the one that was freed first, once it has cooled down; then, only
+//! when every range of the family has neither, the one that was freed first although it is warm. Each step is a
+//! search by key: O(log n) in leased and in all addresses.
+//!
+//! What a range knows is kept in a pool, an index that is made from the address rows when a range is first used or
+//! has changed, by one pass over the range's rows. A pool that shares addresses with the new one goes, so each
+//! address is in one pool at most; two networks that use overlapping, different ranges in turn are correct, and pay
+//! for that pass each time. Two networks with the same range share its pool: an address is unique on the node.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::Bound;
+
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::error::Error;
+use crate::lease::{Lease, Owner};
+use crate::range::{Family, Range, Span, address, bits};
+use crate::row::{Address, Freed, Pool, Table, decode_leases, encode_leases};
+use crate::store::{ReadTxn, WriteTxn, failed};
+
+/// Beyond so many free addresses with a past, a cooled one is taken before one that was never leased: otherwise
+/// the store would grow by a row with every pod that a /64 ever had. Small ranges never get there.
+const REMEMBERED: u64 = 4096;
+
+/// How full a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// The subnet of the range.
+    pub subnet: IpNet,
+    /// Addresses that may be leased.
+    pub total: u128,
+    /// How many of them are leased; the others are free.
+    pub used: u128,
+    /// How many of the free ones were freed so recently that others are preferred.
+    pub cooling: u128,
+}
+
+/// An address that was chosen, and the pool as it will be.
+struct Pick {
+    pool: Pool,
+    ip: u128,
+    /// It is the pool's first freed address.
+    freed: bool,
+}
+
+/// What the address rows say about a span.
+struct Survey {
+    leased: u64,
+    /// In the order of freeing.
+    freed: Vec<Freed>,
+}
+
+impl ReadTxn<'_> {
+    /// How full each of the ranges is, in the same order.
+    ///
+    /// # Errors
+    /// [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
+    pub fn usage(&self, ranges: &[Range]) -> Result<Vec<Usage>, Error> {
+        let now = now()?;
+        let warm = |freed: &Freed| !self.cooled(freed, now);
+        let usage = |range: &Range| {
+            let (used, cooling) = match self.pool(range.span())? {
+                Some(pool) => (pool.leased, pool.tail - self.first_warm(&pool, now)?),
+                None => {
+                    let survey = self.survey(range.span())?;
+                    (survey.leased, survey.freed.iter().filter(|freed| warm(freed)).count() as u64)
+                }
+            };
+            let (used, cooling) = (used.into(), cooling.into());
+            Ok(Usage { subnet: range.subnet(), total: range.capacity(), used, cooling })
+        };
+        ranges.iter().map(usage).collect()
+    }
+
+    fn cooled(&self, freed: &Freed, now: u64) -> bool {
+        u128::from(now.saturating_sub(freed.at)) >= self.store.cool_down.as_nanos()
+    }
+
+    /// The sequence number of the first address that is still warm: they are sorted by the time of freeing.
+    fn first_warm(&self, pool: &Pool, now: u64) -> Result<u64, Error> {
+        let (mut low, mut high) = (pool.head, pool.tail);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.cooled(&self.freed(pool, middle)?, now) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    fn freed(&self, pool: &Pool, seq: u64) -> Result<Freed, Error> {
+        let key = pool.freed_key(seq);
+        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        Freed::decode(&key, value.ok_or_else(|| Table::Freed.damaged(&key))?)
+    }
+
+    /// The address that was freed first.
+    fn first_freed(&self, pool: &Pool) -> Result<Option<Freed>, Error> {
+        if pool.head == pool.tail { Ok(None) } else { self.freed(pool, pool.head).map(Some) }
+    }
+
+    fn address(&self, family: Family, ip: u128) -> Result<Option<Address>, Error> {
+        let key = Table::Address.of_ip(family, ip);
+        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        value.map(|value| Address::decode(&key, value)).transpose()
+    }
+
+    fn leases_of(&self, owner: &Owner) -> Result<Vec<Lease>, Error> {
+        let key = Table::Lease.of_owner(owner);
+        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        value.map_or(Ok(Vec::new()), |value| decode_leases(&key, value))
+    }
+
+    /// The pool of exactly these addresses.
+    fn pool(&self, span: &Span) -> Result<Option<Pool>, Error> {
+        let key = Table::Pool.of_ip(span.family, span.first);
+        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        let pool = value.map(|value| Pool::decode(&key, value)).transpose()?;
+        Ok(pool.filter(|pool| pool.span == *span))
+    }
+
+    /// All pools that `keep` wants; a node has as many as its networks have ranges.
+    fn pools(&self, keep: impl Fn(&Span) -> bool) -> Result<Vec<Pool>, Error> {
+        let rows = self.store.rows().prefix_iter(self.txn(), &[Table::Pool as u8]).map_err(failed("read"))?;
+        let pools = rows.map(|row| {
+            let (key, value) = row.map_err(failed("read"))?;
+            Pool::decode(key, value)
+        });
+        pools.filter(|pool| pool.as_ref().map_or(true, |pool| keep(&pool.span))).collect()
+    }
+
+    fn survey(&self, span: &Span) -> Result<Survey, Error> {
+        let [from, to] = [span.first, span.last].map(|ip| Table::Address.of_ip(span.family, ip));
+        let within = (Bound::Included(&from[..]), Bound::Included(&to[..]));
+        let mut survey = Survey { leased: 0, freed: Vec::new() };
+        for row in self.store.rows().range(self.txn(), &within).map_err(failed("read"))? {
+            let (key, value) = row.map_err(failed("read"))?;
+            let ip = Address::ip(key)?;
+            if span.contains(ip) {
+                match Address::decode(key, value)? {
+                    Address::Leased(_) => survey.leased += 1,
+                    Address::Freed(at) => survey.freed.push(Freed { ip, at }),
+                }
+            }
+        }
+        survey.freed.sort_by_key(|freed| freed.at);
+        Ok(survey)
+    }
+
+    /// Finds an address for one family, in the first pool that has a good one.
+    fn pick(&self, mut pools: Vec<Pool>, now: u64) -> Result<Result<Pick, Vec<Pool>>, Error> {
+        let mut oldest: Option<(Freed, usize)> = None;
+        for (index, pool) in pools.iter_mut().enumerate() {
+            let freed = self.first_freed(pool)?;
+            let cooled = freed.filter(|freed| self.cooled(freed, now));
+            let first = cooled.filter(|_| pool.tail - pool.head > REMEMBERED);
+            let fresh = if first.is_none() { self.fresh(pool)? } else { None };
+            if let Some(ip) = fresh {
+                return Ok(Ok(Pick { pool: pool.clone(), ip, freed: false }));
+            }
+            if let Some(Freed { ip, .. }) = cooled {
+                return Ok(Ok(Pick { pool: pool.clone(), ip, freed: true }));
+            }
+            if let Some(freed) = freed
+                && oldest.is_none_or(|(oldest, _)| freed.at < oldest.at)
+            {
+                oldest = Some((freed, index));
+            }
+        }
+        Ok(match oldest {
+            Some((Freed { ip, .. }, index)) => Ok(Pick { pool: pools.swap_remove(index), ip, freed: true }),
+            None => Err(pools),
+        })
+    }
+
+    /// The next address that was never leased. What it passes on the way, because an earlier range had leased it, it
+    /// passes once.
+    fn fresh(&self, pool: &mut Pool) -> Result<Option<u128>, Error> {
+        let Span { family, first, .. } = pool.span;
+        while let Some(ip) = first.checked_add(pool.passed).and_then(|from| pool.span.next_from(from)) {
+            pool.passed = ip - first + 1;
+            if self.address(family, ip)?.is_none() {
+                return Ok(Some(ip));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl WriteTxn<'_> {
+    /// Leases one address of each family that has a range; ranges of one family are tried in order. An owner that
+    /// holds such addresses gets the same again.
+    ///
+    /// # Errors
+    /// Nothing is leased then. [`Error::Exhausted`], [`Error::Overlap`]; [`Error::Held`] if the owner holds
+    /// addresses of another network, or others than one in the ranges of each family (they may be in use, so they
+    /// are not taken away); [`Error::Full`], [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
+    pub fn reserve(&mut self, network: &str, ranges: &[Range], owner: &Owner) -> Result<Vec<Lease>, Error> {
+        check_apart(ranges)?;
+        let held = self.reader().leases_of(owner)?;
+        if !held.is_empty() {
+            return confirm(network, ranges, owner, held);
+        }
+        let now = now()?;
+        let mut picks = Vec::with_capacity(Family::ALL.len());
+        for family in Family::ALL {
+            let of_family = ranges.iter().filter(|range| range.family() == family);
+            let pools: Vec<Pool> = of_family.map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
+            if !pools.is_empty() {
+                let pick = self.reader().pick(pools, now)?;
+                picks.push(pick.map_err(|pools| exhausted(network, family, &pools))?);
+            }
+        }
+        let mut leases = Vec::with_capacity(picks.len());
+        for pick in picks {
+            let address = self.take(pick, owner)?;
+            leases.push(Lease { owner: owner.clone(), network: network.into(), address });
+        }
+        if !leases.is_empty() {
+            let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address).collect();
+            self.put(&Table::Lease.of_owner(owner), &encode_leases(network, &addresses))?;
+        }
+        Ok(leases)
+    }
+
+    /// Frees all that the owner holds, and says what it was: nothing for an owner that is not known.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
+    pub fn release(&mut self, owner: &Owner) -> Result<Vec<Lease>, Error> {
+        let leases = self.reader().leases_of(owner)?;
+        let at = now()?;
+        for lease in &leases {
+            self.give_back(lease, at)?;
+        }
+        self.delete(&Table::Lease.of_owner(owner))?;
+        Ok(leases)
+    }
+
+    /// The pool of these addresses; made from the address rows if there is none, in place of those it overlaps.
+    fn adopt(&mut self, span: &Span) -> Result<Pool, Error> {
+        if let Some(pool) = self.reader().pool(span)? {
+            return Ok(pool);
+        }
+        let replaced = self.reader().pools(|other| other.overlaps(span))?;
+        for old in replaced {
+            for seq in old.head..old.tail {
+                self.delete(&old.freed_key(seq))?;
+            }
+            self.delete(&old.key())?;
+        }
+        let Survey { leased, freed } = self.reader().survey(span)?;
+        let tail = freed.len() as u64;
+        let pool = Pool { span: span.clone(), passed: 0, leased, head: 0, tail };
+        for (seq, freed) in (0..).zip(freed) {
+            self.put(&pool.freed_key(seq), &freed.encode())?;
+        }
+        self.put(&pool.key(), &pool.encode())?;
+        Ok(pool)
+    }
+
+    fn take(&mut self, Pick { mut pool, ip, freed }: Pick, owner: &Owner) -> Result<IpAddr, Error> {
+        if freed {
+            self.delete(&pool.freed_key(pool.head))?;
+            pool.head += 1;
+        }
+        pool.leased += 1;
+        self.put(&pool.key(), &pool.encode())?;
+        let key = Table::Address.of_ip(pool.span.family, ip);
+        self.put(&key, &Address::Leased(owner.clone()).encode())?;
+        address(pool.span.family, ip).ok_or_else(|| Table::Address.damaged(&key))
+    }
+
+    fn give_back(&mut self, lease: &Lease, at: u64) -> Result<(), Error> {
+        let (family, ip) = (Family::of(lease.address), bits(lease.address));
+        let key = Table::Address.of_ip(family, ip);
+        let row = self.reader().address(family, ip)?;
+        if !matches!(row, Some(Address::Leased(owner)) if owner == lease.owner) {
+            return Err(Table::Address.damaged(&key));
+        }
+        self.put(&key, &Address::Freed(at).encode())?;
+        let holds = |span: &Span| span.family == family && span.contains(ip);
+        let pools = self.reader().pools(holds)?;
+        for mut pool in pools {
+            self.put(&pool.freed_key(pool.tail), &Freed { ip, at }.encode())?;
+            pool.tail += 1;
+            pool.leased = pool.leased.checked_sub(1).ok_or_else(|| Table::Pool.damaged(&pool.key()))?;
+            self.put(&pool.key(), &pool.encode())?;
+        }
+        Ok(())
+    }
+}
+
+fn check_apart(ranges: &[Range]) -> Result<(), Error> {
+    for (index, one) in ranges.iter().enumerate() {
+        let mut rest = ranges.iter().skip(index + 1);
+        if let Some(other) = rest.find(|other| one.span().overlaps(other.span())) {
+            return Err(Error::Overlap { one: one.subnet(), other: other.subnet() });
+        }
+    }
+    Ok(())
+}
+
+/// The leases that the owner holds, if they are what is asked for.
+fn confirm(network: &str, ranges: &[Range], owner: &Owner, held: Vec<Lease>) -> Result<Vec<Lease>, Error> {
+    let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
+    let fits = |lease: &Lease| {
+        lease.network == network && ranges.iter().any(|range| range.contains(lease.address))
+    };
+    if held.len() == asked.len() && held.iter().all(fits) {
+        return Ok(held);
+    }
+    Err(Error::Held {
+        owner: owner.clone(),
+        network: held.first().map(|lease| lease.network.clone()).unwrap_or_default(),
+        addresses: held.into_iter().map(|lease| lease.address).collect(),
+        asked: network.into(),
+    })
+}
+
+fn exhausted(network: &str, family: Family, pools: &[Pool]) -> Error {
+    let total = pools.iter().map(|pool| pool.span.len()).sum();
+    let used = pools.iter().map(|pool| u128::from(pool.leased)).sum();
+    Error::Exhausted { network: network.into(), family, total, used }
+}
+
+/// Nanoseconds since boot, time in suspend too: unlike wall-clock time it never goes back, and it ends with the
+/// rows that it is written to.
+fn now() -> Result<u64, Error> {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(Error::Clock)?;
+    Ok((time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64))
+}

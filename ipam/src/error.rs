@@ -1,0 +1,128 @@
+//! What can go wrong with leases and their store.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use crate::lease::Owner;
+use crate::range::Family;
+use crate::store;
+
+/// Why an operation of this crate was not done; nothing of it is done then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store's folder cannot be made, entered or locked.
+    #[error("open store folder {path}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The files in the folder cannot be opened as a store.
+    #[error("open store {path}")]
+    Open {
+        /// The folder.
+        path: PathBuf,
+        /// LMDB's or the system's answer.
+        source: heed::Error,
+    },
+    /// A newer version wrote the store; it was left as it is.
+    #[error("store {path} has format {found}, this version knows up to {known}")]
+    NewerFormat {
+        /// The folder.
+        path: PathBuf,
+        /// What the store says.
+        found: u16,
+        /// What this program writes.
+        known: u16,
+    },
+    /// The kernel does not say which boot this is.
+    #[error("read {}", store::BOOT_ID)]
+    BootId(#[source] io::Error),
+    /// The kernel does not say how late it is.
+    #[error("read the clock")]
+    Clock(#[source] Errno),
+    /// A transaction cannot be begun, read from, written to or committed.
+    #[error("{step} in the store")]
+    Transaction {
+        /// What was being done.
+        step: &'static str,
+        /// LMDB's or the system's answer.
+        source: heed::Error,
+    },
+    /// The store has no room for another row.
+    #[error("store is full: it holds at most {} MiB", store::MAP_SIZE >> 20)]
+    Full,
+    /// A row that this version did not write so.
+    #[error("{table} row {key:02x?} of the store is damaged")]
+    Damaged {
+        /// What the row should be.
+        table: &'static str,
+        /// The row's key.
+        key: Vec<u8>,
+    },
+    /// A container id or an interface name that cannot be a key.
+    #[error("{field} {name:?} is empty or has a zero byte")]
+    OwnerName {
+        /// Which of the two.
+        field: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// Container id and interface name do not fit a key.
+    #[error("container id and interface name have {length} bytes together, want at most {}", Owner::MAX_LEN)]
+    OwnerTooLong {
+        /// Of both, in bytes.
+        length: usize,
+    },
+    /// All addresses of a family are leased, the cooling ones too.
+    #[error("network {network} has no free {family} address: {used} of {total} are leased")]
+    Exhausted {
+        /// The network that was asked for.
+        network: String,
+        /// The family without a free address.
+        family: Family,
+        /// Addresses in all ranges of the family.
+        total: u128,
+        /// How many of them are leased.
+        used: u128,
+    },
+    /// The owner has leases, and they are not what is asked for now: release them first.
+    #[error("{owner} already holds {addresses:?} of network {network}, not what network {asked} would lease now")]
+    Held {
+        /// Who asked.
+        owner: Owner,
+        /// What they hold.
+        addresses: Vec<IpAddr>,
+        /// The network that they hold it for.
+        network: String,
+        /// The network that was asked for.
+        asked: String,
+    },
+    /// Two ranges of one request have an address in common.
+    #[error("ranges in {one} and {other} overlap")]
+    Overlap {
+        /// The subnet of the first.
+        one: IpNet,
+        /// The subnet of the second.
+        other: IpNet,
+    },
+}
+
+impl Error {
+    /// The system's error number, where the cause has one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Folder { source, .. } | Error::BootId(source) => source.raw_os_error(),
+            Error::Open { source: heed::Error::Io(source), .. }
+            | Error::Transaction { source: heed::Error::Io(source), .. } => source.raw_os_error(),
+            Error::Clock(errno) => Some(*errno as i32),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The CNI plugin: ADD, DEL, CHECK, STATUS, VERSION and GC over [`crate::pod`], for the versions of the
+//! specification in [`conf::VERSIONS`].
+//!
+//! One call is one process: environment and standard input in, a result or an error object on standard output.
+//! Nothing else is ever printed there, and nothing waits for a daemon.
+
+mod check;
+mod conf;
+mod env;
+mod error;
+mod result;
+
+use std::io::{Read, Write};
+
+use weft_ipam::Owner;
+
+use crate::config::Config;
+use crate::pod::{self, Links};
+use crate::record::State;
+use crate::state;
+use conf::Conf;
+use env::{Command, Env};
+
+pub(crate) use conf::network;
+pub(crate) use error::Failure;
+
+/// Answers the call that the environment and `input` describe; the bytes go to `output`. `true` is success.
+pub fn run(mut input: impl Read, mut output: impl Write) -> bool {
+    let mut text = Vec::new();
+    let answer = match input.read_to_end(&mut text) {
+        Ok(_) => answer(&text),
+        Err(source) => Err((conf::LATEST.to_owned(), Failure::Input(source))),
+    };
+    let (json, ok) = match answer {
+        Ok(json) => (json, true),
+        Err((version, failure)) => (Some(error::object(&version, &failure)), false),
+    };
+    let Some(json) = json else { return ok };
+    // An answer that nobody can read is a failure: the runtime will take it for one, and so must the exit code.
+    writeln!(output, "{json}").is_ok() && output.flush().is_ok() && ok
+}
+
+/// The answer, or the failure with the version in which to report it.
+fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, (String, Failure)> {
+    let latest = |failure| (conf::LATEST.to_owned(), failure);
+    let command = Command::from_env().map_err(latest)?;
+    if command == Command::Version {
+        return Ok(Some(result::versions(conf::asked_version(text))));
+    }
+    let conf = Conf::parse(text).map_err(latest)?;
+    let version = conf.version.clone();
+    perform(command, conf).map_err(|failure| (version, failure))
+}
+
+fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
+    let config = Config::load().map_err(Failure::Config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Failure::Runtime)?;
+    runtime.block_on(async {
+        match command {
+            Command::Add => add(&config, conf).await.map(Some),
+            Command::Del => del(&config).await.map(|()| None),
+            Command::Check => check(&config, conf).await.map(|()| None),
+            Command::Status => status(&config, &conf).map(|()| None),
+            Command::Gc => gc(&config, &conf).await.map(|()| None),
+            Command::Version => Ok(None),
+        }
+    })
+}
+
+async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> {
+    let env = Env::read(Command::Add)?;
+    let netns = env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
+    conf.refuse_unsupported()?;
+    let request = pod::Request { owner: env.owner()?, netns, network: conf.network(config)?, pod: env.pod() };
+    let record = pod::attach(config, &request).await?;
+    Ok(result::of(&record, &conf))
+}
+
+/// Works from the record alone: the configuration may have changed or be empty, the namespace may be gone.
+async fn del(config: &Config) -> Result<(), Failure> {
+    let env = Env::read(Command::Del)?;
+    Ok(pod::detach(config, &env.owner()?, env.links()).await?)
+}
+
+async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
+    let env = Env::read(Command::Check)?;
+    let owner = env.owner()?;
+    if conf.prev_result.is_none() {
+        return Err(Failure::Conf { field: "prevResult", problem: "is missing, and CHECK compares with it".into() });
+    }
+    let record = state::read(config, &owner)?.filter(|record| record.state == State::Attached);
+    let record = record.ok_or_else(|| Failure::Unknown { owner: owner_name(&owner) })?;
+    check::same_as_reported(&record, conf.prev_result.as_ref())?;
+    Ok(check::whole(config, &record).await?)
+}
+
+fn owner_name(owner: &Owner) -> String {
+    format!("{} {}", owner.container(), owner.interface())
+}
+
+/// Ready if an ADD would find the store and a free address of each family.
+fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
+    let network = conf.network(config)?;
+    let store = state::open(config)?;
+    let txn = store.read().map_err(state::stored(config))?;
+    let usages = txn.usage(&network.ranges).map_err(state::stored(config))?;
+    for ipv4 in [true, false] {
+        let mut family = usages.iter().filter(|usage| usage.subnet.addr().is_ipv4() == ipv4).peekable();
+        if family.peek().is_some() && family.all(|usage| usage.used >= usage.total) {
+            return Err(Failure::Full { network: network.name, family: if ipv4 { "IPv4" } else { "IPv6" } });
+        }
+    }
+    Ok(())
+}
+
+/// Detaches everything of this network that the runtime no longer knows.
+async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
+    let valid = conf.valid_attachments.as_ref().ok_or(Failure::Conf {
+        field: "cni.dev/valid-attachments",
+        problem: "is missing, and without it every attachment would be removed".into(),
+    })?;
+    let mut errors = Vec::new();
+    for record in state::records(config)?.iter().filter(|record| record.network == conf.name) {
+        let known = |valid: &conf::Attachment| valid.container_id == record.container && valid.ifname == record.interface;
+        if valid.iter().any(known) {
+            continue;
+        }
+        let owner = Owner::new(&record.container, &record.interface).map_err(pod::Error::Lease)?;
+        if let Err(pod::DetachError(more)) = pod::detach(config, &owner, Links::Delete).await {
+            errors.extend(more);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(pod::DetachError(errors).into()) }
+}

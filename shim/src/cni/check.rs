@@ -1,0 +1,119 @@
+//! CHECK: is the pod's network still what ADD made? Every question goes to the kernel or to the programs' map, and
+//! the first deviation is reported by name.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+use weft_netns::{LinkName, NetNs, Netlink};
+
+use crate::config::Config;
+use crate::pod::{gateway, host_prefix, host_route, open_fast_path, pod_routes};
+use crate::record::{DataPath, Record};
+
+/// What is not as it was made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Deviation {
+    #[error("{what}: got {found}, want {wanted}")]
+    Differs { what: String, found: String, wanted: String },
+    #[error("{0} is missing")]
+    Missing(String),
+    #[error("look at {what}")]
+    Network { what: &'static str, source: weft_netns::Error },
+    #[error("look at the fast path")]
+    FastPath(#[source] weft_hooks::Error),
+}
+
+fn looking(what: &'static str) -> impl Fn(weft_netns::Error) -> Deviation {
+    move |source| Deviation::Network { what, source }
+}
+
+fn missing(is_there: bool, what: impl FnOnce() -> String) -> Result<(), Deviation> {
+    if is_there { Ok(()) } else { Err(Deviation::Missing(what())) }
+}
+
+/// The runtime's idea of the addresses, from an earlier result, must be ours.
+pub(super) fn same_as_reported(record: &Record, prev_result: Option<&Value>) -> Result<(), Deviation> {
+    let ips = prev_result.and_then(|result| result["ips"].as_array());
+    let reported: Vec<&str> = ips.into_iter().flatten().filter_map(|ip| ip["address"].as_str()).collect();
+    for address in &record.addresses {
+        let wanted = format!("{address}/{}", host_prefix(*address));
+        if !reported.contains(&wanted.as_str()) {
+            let what = "addresses in prevResult".to_owned();
+            return Err(Deviation::Differs { what, found: reported.join(" "), wanted });
+        }
+    }
+    Ok(())
+}
+
+/// Both ends, their addresses, neighbours and routes, and the fast path.
+pub(super) async fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
+    let netns = NetNs::open(&record.netns.path).map_err(looking("the pod's namespace"))?;
+    if netns.identity() != record.identity() {
+        let what = format!("namespace {}", record.netns.path.display());
+        let (found, wanted) = (netns.identity().to_string(), record.identity().to_string());
+        return Err(Deviation::Differs { what, found, wanted });
+    }
+    let host = Netlink::open().map_err(looking("the host's links"))?;
+    let inside = Netlink::open_in(&netns).map_err(looking("the pod's links"))?;
+    let host_index = link(&host, &record.host_link, &record.host_mac).await?;
+    let index = link(&inside, &record.interface, &record.mac).await?;
+    for address in &record.addresses {
+        pod_side(&inside, index, *address, record).await?;
+        host_side(&host, host_index, *address, record).await?;
+    }
+    match record.data_path {
+        DataPath::Redirect => fast_path(config, record, host_index),
+        DataPath::Routing => Ok(()),
+    }
+}
+
+/// The link's index, if it is up and has its MAC address.
+async fn link(netlink: &Netlink, name: &str, mac: &str) -> Result<u32, Deviation> {
+    let name: LinkName = name.parse().map_err(looking("a link"))?;
+    let link = netlink.link(&name).await.map_err(looking("a link"))?;
+    let link = link.ok_or_else(|| Deviation::Missing(format!("link {name}")))?;
+    if link.mac.to_string() != mac {
+        let what = format!("address of link {name}");
+        return Err(Deviation::Differs { what, found: link.mac.to_string(), wanted: mac.to_owned() });
+    }
+    if !link.up {
+        let what = format!("state of link {name}");
+        return Err(Deviation::Differs { what, found: "down".into(), wanted: "up".into() });
+    }
+    Ok(link.index)
+}
+
+async fn pod_side(inside: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
+    let looking = looking("the pod's addresses and routes");
+    let addresses = inside.addresses(index).await.map_err(&looking)?;
+    missing(addresses.contains(&(address, host_prefix(address))), || format!("address {address} in the pod"))?;
+    let gateway = gateway(&address);
+    for route in pod_routes(gateway, index) {
+        let there = inside.has_route(&route).await.map_err(&looking)?;
+        missing(there, || format!("route {}/{} in the pod", route.destination, route.prefix))?;
+    }
+    let mac = record.host_mac.parse().map_err(&looking)?;
+    let there = inside.has_neighbour(index, gateway, mac).await.map_err(&looking)?;
+    missing(there, || format!("neighbour {gateway} in the pod"))
+}
+
+async fn host_side(host: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
+    let looking = looking("the host's routes");
+    let there = host.has_route(&host_route(address, index)).await.map_err(&looking)?;
+    missing(there, || format!("route to {address} on the host"))?;
+    let mac = record.mac.parse().map_err(&looking)?;
+    let there = host.has_neighbour(index, address, mac).await.map_err(&looking)?;
+    missing(there, || format!("neighbour {address} on the host"))
+}
+
+fn fast_path(config: &Config, record: &Record, host_index: u32) -> Result<(), Deviation> {
+    let fast_path = open_fast_path(config).map_err(Deviation::FastPath)?;
+    let fast_path = fast_path.ok_or_else(|| Deviation::Missing("the pinned programs".into()))?;
+    let attached = fast_path.is_attached(&record.host_link).map_err(Deviation::FastPath)?;
+    missing(attached, || format!("the program on link {}", record.host_link))?;
+    for address in &record.addresses {
+        let entry = fast_path.pod(*address).map_err(Deviation::FastPath)?;
+        missing(entry.is_some_and(|entry| entry.ifindex == host_index), || format!("map entry of {address}"))?;
+    }
+    Ok(())
+}

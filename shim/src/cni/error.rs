@@ -1,0 +1,99 @@
+//! What can go wrong in a CNI call, and the code of each (CNI specification 1.1, section 5; 100 and above are ours).
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 1 | the configuration's version is not spoken |
+//! | 2 | something is asked for that this version cannot do |
+//! | 3 | the attachment is not known (CHECK) |
+//! | 4 | a `CNI_*` variable is missing or wrong, the namespace included |
+//! | 5 | standard input cannot be read |
+//! | 6 | standard input is not JSON of the expected shape |
+//! | 7 | the network configuration lacks something or contradicts itself |
+//! | 50 | STATUS: no ADD can be served |
+//! | 100 | no address is free |
+//! | 101 | the store cannot be used, or was written by a newer version |
+//! | 102 | the kernel refused a step |
+//! | 103 | CHECK: something of the pod's network is not as it was made |
+//! | 104 | the node's configuration cannot be used |
+
+use std::error::Error;
+use std::io;
+
+use serde_json::{Value, json};
+
+use super::check::Deviation;
+use crate::config;
+use crate::error::chain;
+use crate::pod;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("read the network configuration from standard input")]
+    Input(#[source] io::Error),
+    #[error("parse the network configuration")]
+    Json(#[source] serde_json::Error),
+    #[error("cniVersion {found:?} is not supported, want one of 0.4.0, 1.0.0, 1.1.0")]
+    Version { found: String },
+    #[error("{name} {problem}")]
+    Variable { name: &'static str, problem: String },
+    #[error("CNI_IFNAME")]
+    Interface(#[source] weft_netns::Error),
+    #[error("CNI_CONTAINERID")]
+    Owner(#[source] weft_ipam::Error),
+    #[error("network configuration: {field} {problem}")]
+    Conf { field: &'static str, problem: String },
+    #[error("network configuration: ranges")]
+    Range(#[source] weft_ipam::RangeError),
+    #[error("{wanted} is not supported by this version: {remedy}")]
+    Unsupported { wanted: String, remedy: &'static str },
+    #[error("container {owner} is not attached")]
+    Unknown { owner: String },
+    #[error("network {network}: every {family} address is in use")]
+    Full { network: String, family: &'static str },
+    #[error("load the node's configuration")]
+    Config(#[source] config::Error),
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("attach the pod")]
+    Pod(#[from] pod::Error),
+    #[error("detach the pod")]
+    Detach(#[from] pod::DetachError),
+    #[error("the pod's network is not as it was made")]
+    Deviation(#[from] Deviation),
+}
+
+impl Failure {
+    fn code(&self) -> u32 {
+        match self {
+            Failure::Version { .. } => 1,
+            Failure::Unsupported { .. } => 2,
+            Failure::Unknown { .. } => 3,
+            Failure::Variable { .. } | Failure::Interface(_) | Failure::Owner(_) => 4,
+            Failure::Input(_) => 5,
+            Failure::Json(_) => 6,
+            Failure::Conf { .. } | Failure::Range(_) => 7,
+            Failure::Full { .. } => 50,
+            Failure::Pod(err) => pod_code(err),
+            Failure::Detach(err) => err.0.first().map_or(102, pod_code),
+            Failure::Runtime(_) => 102,
+            Failure::Deviation(_) => 103,
+            Failure::Config(_) => 104,
+        }
+    }
+}
+
+fn pod_code(err: &pod::Error) -> u32 {
+    match err {
+        pod::Error::Namespace(_) => 4,
+        pod::Error::Lease(weft_ipam::Error::Exhausted { .. }) => 100,
+        pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,
+        pod::Error::Kernel { .. } | pod::Error::FastPath(_) | pod::Error::Occupied { .. } => 102,
+    }
+}
+
+/// The error object: the outermost message, and the chain behind it as details.
+pub(super) fn object(version: &str, failure: &Failure) -> Value {
+    let details = failure.source().map(chain).unwrap_or_default();
+    json!({ "cniVersion": version, "code": failure.code(), "msg": failure.to_string(), "details": details })
+}

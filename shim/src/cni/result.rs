@@ -1,0 +1,56 @@
+//! The result of ADD, and the answer to VERSION (CNI specification 1.1, section 5; 0.4.0 for the older shape).
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::conf::{Conf, Dns, VERSIONS};
+use crate::pod::{gateway, host_prefix};
+use crate::record::Record;
+
+/// What is spoken, in an answer of the version that was asked with.
+pub(super) fn versions(asked: String) -> Value {
+    json!({ "cniVersion": asked, "supportedVersions": VERSIONS })
+}
+
+/// The result for an attached interface: both ends, the addresses of the pod's end, and its routes.
+pub(super) fn of(record: &Record, conf: &Conf) -> Value {
+    let v0 = conf.version == "0.4.0";
+    let ips: Vec<Value> = record.addresses.iter().map(|address| ip(*address, v0)).collect();
+    let routes: Vec<Value> = record.addresses.iter().map(route).collect();
+    json!({
+        "cniVersion": conf.version,
+        "interfaces": [
+            { "name": record.host_link, "mac": record.host_mac },
+            { "name": record.interface, "mac": record.mac, "sandbox": record.netns.path },
+        ],
+        "ips": ips,
+        "routes": routes,
+        "dns": dns(conf.resolver()),
+    })
+}
+
+/// `interface` is the index of the pod's end in `interfaces`; `version` exists in 0.4.0 only.
+fn ip(address: IpAddr, v0: bool) -> Value {
+    let mut ip = json!({
+        "interface": 1,
+        "address": format!("{address}/{}", host_prefix(address)),
+        "gateway": gateway(&address),
+    });
+    if v0 {
+        ip["version"] = if address.is_ipv4() { "4" } else { "6" }.into();
+    }
+    ip
+}
+
+fn route(address: &IpAddr) -> Value {
+    let destination = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    json!({ "dst": destination, "gw": gateway(address) })
+}
+
+fn dns(dns: &Dns) -> Value {
+    let lists = [("nameservers", &dns.nameservers), ("search", &dns.search), ("options", &dns.options)];
+    let lists = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(key, list)| (key.to_owned(), json!(list)));
+    let domain = dns.domain.iter().map(|domain| ("domain".to_owned(), json!(domain)));
+    Value::Object(lists.chain(domain).collect::<Map<_, _>>())
+}

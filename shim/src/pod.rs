@@ -1,0 +1,409 @@
+//! Attaching a pod to its network and detaching it: the whole story, top-down.
+//!
+//! Attach writes down what it is about to make (leases and a record, one transaction), makes it, and marks the
+//! record as whole. A process killed in between leaves a record, and detach works from the record alone; so does
+//! the undo of a step that went wrong. Nothing here waits for a grace period of the kernel, except where a veth has
+//! to be deleted by hand.
+//!
+//! The pod's end has a /32 and a /128; its gateways 169.254.1.1 and fe80::1 exist only as permanent neighbours, and
+//! the host's end knows the pod as one too: no ARP, no neighbour discovery, no duplicate address detection.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use futures_util::future::try_join;
+use weft_hooks::{FastPath, PodEntry};
+use weft_ipam::{Owner, Range};
+use weft_netns::{LinkName, NetNs, Netlink, Route, Veth, sysctl};
+
+use crate::config::Config;
+use crate::error::chain;
+use crate::failpoint::failpoint;
+use crate::record::{self, DataPath, HOST_LINK_PREFIX, Names, Namespace, PodName, Record, State};
+use crate::state::{self, stored};
+
+/// The pod's IPv4 gateway: link-local (RFC 3927), so that it collides with no range.
+pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The pod's IPv6 gateway.
+pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// `lo` is the first link of every namespace (`LOOPBACK_IFINDEX` in the kernel's include/net/flow.h).
+const LOOPBACK: u32 = 1;
+/// Used where neither the configuration nor a default route says otherwise.
+const DEFAULT_MTU: u32 = 1500;
+
+/// One network as a caller asks for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    pub(crate) ranges: Vec<Range>,
+    pub(crate) mtu: Option<u32>,
+}
+
+/// What is to be attached.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) owner: Owner,
+    pub(crate) netns: PathBuf,
+    pub(crate) network: Network,
+    pub(crate) pod: PodName,
+}
+
+/// What becomes of the pair of links at detach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// The namespace is about to go and takes them along: the caller does not wait for it (23 ms a pair).
+    DieWithNamespace,
+    /// The namespace may stay: delete them now.
+    Delete,
+}
+
+/// Why a pod is not attached, or cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("open the pod's namespace")]
+    Namespace(#[source] weft_netns::Error),
+    #[error("lease an address")]
+    Lease(#[source] weft_ipam::Error),
+    #[error("keep leases and records in {dir}")]
+    Store { dir: PathBuf, source: weft_ipam::Error },
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    #[error("{step}")]
+    Kernel { step: &'static str, source: weft_netns::Error },
+    #[error("take the pod off the fast path")]
+    FastPath(#[source] weft_hooks::Error),
+    #[error("interface {interface} exists already in {netns} and is not weft's")]
+    Occupied { interface: String, netns: PathBuf, source: weft_netns::Error },
+}
+
+/// Everything that went wrong in one detach; what could be done is done.
+#[derive(Debug)]
+pub(crate) struct DetachError(pub(crate) Vec<Error>);
+
+impl std::fmt::Display for DetachError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all: Vec<String> = self.0.iter().map(|err| chain(err)).collect();
+        f.write_str(&all.join("; "))
+    }
+}
+
+impl std::error::Error for DetachError {}
+
+fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error {
+    move |source| Error::Kernel { step, source }
+}
+
+/// Attaches the interface, or returns the record of the same interface if it is attached already.
+///
+/// # Errors
+/// Whatever was made is unmade; what could not be unmade is left in the record, for detach.
+pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record, Error> {
+    let netns = NetNs::open(&request.netns).map_err(Error::Namespace)?;
+    let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
+    if let Some(old) = state::read(config, &request.owner)? {
+        if old.state == State::Attached && old.identity() == netns.identity() {
+            return Ok(old);
+        }
+        unwire(config, &host, &old, Links::Delete).await.map_err(first)?;
+    }
+    let mut record = plan(config, request, &netns, &host).await?;
+    failpoint("leased");
+    match wire(config, &host, &netns, &mut record).await {
+        Ok(()) => Ok(record),
+        Err(err) => {
+            // The error that stopped the attach is the one to report; whatever the undo could not remove stays
+            // in the record, and the runtime calls DEL after a failed ADD (CNI spec 1.1, section 4).
+            if unwire(config, &host, &record, Links::Delete).await.is_ok() {
+                state::forget(config, &request.owner)?;
+            }
+            Err(err)
+        }
+    }
+}
+
+/// An attach that found leftovers it could not remove reports the first of them.
+fn first(errors: Vec<Error>) -> Error {
+    let mut errors = errors;
+    errors.swap_remove(0)
+}
+
+/// Leases the addresses and writes down, in the same transaction, everything that [`wire`] is going to make.
+async fn plan(config: &Config, request: &Request, netns: &NetNs, host: &Netlink) -> Result<Record, Error> {
+    let mtu = match request.network.mtu {
+        Some(mtu) => mtu,
+        None => host.default_route_mtu().await.map_err(kernel("find the MTU"))?.unwrap_or(DEFAULT_MTU),
+    };
+    let names = Names::of(&request.owner);
+    let identity = netns.identity();
+    let store = state::open(config)?;
+    let mut txn = store.write().map_err(stored(config))?;
+    let leases = txn
+        .reserve(&request.network.name, &request.network.ranges, &request.owner)
+        .map_err(Error::Lease)?;
+    let record = Record {
+        version: record::VERSION,
+        state: State::Attaching,
+        container: request.owner.container().into(),
+        interface: request.owner.interface().into(),
+        network: request.network.name.clone(),
+        netns: Namespace { path: request.netns.clone(), dev: identity.dev, inode: identity.inode },
+        addresses: leases.iter().map(|lease| lease.address).collect(),
+        mac: names.mac.to_string(),
+        host_mac: names.host_mac.to_string(),
+        host_link: names.host_link,
+        host_index: 0,
+        mtu,
+        data_path: DataPath::Routing,
+        data_path_reason: None,
+        pod: request.pod.clone(),
+    };
+    txn.put_record(&request.owner, &record.encode()?).map_err(stored(config))?;
+    txn.commit().map_err(stored(config))?;
+    Ok(record)
+}
+
+/// Makes what the record says, outermost first, and marks it as attached.
+async fn wire(config: &Config, host: &Netlink, netns: &NetNs, record: &mut Record) -> Result<(), Error> {
+    enable_forwarding(&record.addresses)?;
+    failpoint("forwarding");
+    record.host_index = create_veth(host, netns, record).await?;
+    failpoint("veth");
+    let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
+    try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
+    failpoint("routes");
+    take_fast_path(config, record);
+    failpoint("fast-path");
+    record.state = State::Attached;
+    state::write(config, record)?;
+    failpoint("attached");
+    Ok(())
+}
+
+/// Routing between pods and the outside needs the kernel to forward (`ip-sysctl.rst`); read first, because a write of
+/// `forwarding` takes the RTNL lock and walks all links.
+fn enable_forwarding(addresses: &[IpAddr]) -> Result<(), Error> {
+    for (used, key) in [
+        (addresses.iter().any(IpAddr::is_ipv4), "net/ipv4/ip_forward"),
+        (addresses.iter().any(IpAddr::is_ipv6), "net/ipv6/conf/all/forwarding"),
+    ] {
+        if used {
+            sysctl::ensure(key, "1").map_err(kernel("enable forwarding"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates the pair; links that an earlier, killed attach of the same owner left are replaced, foreign ones are not.
+async fn create_veth(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
+    let step = "create the veth pair";
+    let parse = |text: &str| text.parse::<LinkName>().map_err(kernel(step));
+    let names = Names::of(&state::owner(record)?);
+    let veth = Veth {
+        name: names.link().map_err(kernel(step))?,
+        mac: names.host_mac,
+        mtu: record.mtu,
+        peer_name: parse(&record.interface)?,
+        peer_mac: names.mac,
+        peer_ns: netns,
+    };
+    let source = match host.create_veth(&veth).await {
+        Ok(index) => return Ok(index),
+        Err(source) if source.errno() == Some(nix::libc::EEXIST) => source,
+        Err(source) => return Err(Error::Kernel { step, source }),
+    };
+    if !delete_leftovers(host, netns, &veth).await? {
+        let (interface, netns) = (record.interface.clone(), record.netns.path.clone());
+        return Err(Error::Occupied { interface, netns, source });
+    }
+    host.create_veth(&veth).await.map_err(kernel(step))
+}
+
+/// Deletes a link of the host end's name, and a link of the pod end's name whose other end is one of ours.
+async fn delete_leftovers(host: &Netlink, netns: &NetNs, veth: &Veth<'_>) -> Result<bool, Error> {
+    let step = "delete a leftover veth pair";
+    if let Some(link) = host.link(&veth.name).await.map_err(kernel(step))? {
+        return host.delete_link(link.index).await.map_err(kernel(step));
+    }
+    let inside = Netlink::open_in(netns).map_err(kernel(step))?;
+    let Some(link) = inside.link(&veth.peer_name).await.map_err(kernel(step))? else {
+        return Ok(false);
+    };
+    let Some(index) = link.peer_index else { return Ok(false) };
+    match host.link_by_index(index).await.map_err(kernel(step))? {
+        Some(other) if are_a_pair(&other, &link) => host.delete_link(other.index).await.map_err(kernel(step)),
+        _ => Ok(false),
+    }
+}
+
+/// The index of a veth's other end means something in that end's namespace only, and which that is, the kernel does not
+/// say in a way that can be trusted across namespaces. The addresses do: both ends of a pair of weft's bear one owner's.
+fn are_a_pair(host_end: &weft_netns::Link, pod_end: &weft_netns::Link) -> bool {
+    let tail = |mac: weft_netns::Mac| mac.bytes()[1..].to_vec();
+    host_end.kind.as_deref() == Some("veth")
+        && host_end.name.starts_with(HOST_LINK_PREFIX)
+        && tail(host_end.mac) == tail(pod_end.mac)
+}
+
+/// Inside the pod: addresses, both links up, and the gateways as permanent neighbours behind two routes a family.
+async fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
+    let step = "address the pod's end";
+    let name = record.interface.parse().map_err(kernel(step))?;
+    let link = inside.link(&name).await.map_err(kernel(step))?;
+    let Some(link) = link else {
+        let source = weft_netns::Error::AbsentLink(record.interface.clone());
+        return Err(Error::Kernel { step, source });
+    };
+    inside.set_up(LOOPBACK).await.map_err(kernel(step))?;
+    for address in &record.addresses {
+        inside.add_address(link.index, *address, host_prefix(*address)).await.map_err(kernel(step))?;
+    }
+    inside.set_up_silent(link.index).await.map_err(kernel(step))?;
+    let host_mac = record.host_mac.parse().map_err(kernel(step))?;
+    for gateway in record.addresses.iter().map(gateway) {
+        inside.replace_neighbour(link.index, gateway, host_mac).await.map_err(kernel(step))?;
+        for route in pod_routes(gateway, link.index) {
+            inside.replace_route(&route).await.map_err(kernel(step))?;
+        }
+    }
+    Ok(())
+}
+
+/// On the host: a route to each address, and the pod as a permanent neighbour behind it.
+async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
+    let step = "route to the pod";
+    host.set_up_silent(record.host_index).await.map_err(kernel(step))?;
+    let mac = record.mac.parse().map_err(kernel(step))?;
+    for address in &record.addresses {
+        host.replace_neighbour(record.host_index, *address, mac).await.map_err(kernel(step))?;
+        host.replace_route(&host_route(*address, record.host_index)).await.map_err(kernel(step))?;
+    }
+    Ok(())
+}
+
+/// Puts the pod on the eBPF path. A pod always gets a network: where the kernel or the node cannot do it, the
+/// packets are routed instead, and the record says why.
+fn take_fast_path(config: &Config, record: &mut Record) {
+    if !config.fast_path {
+        record.data_path_reason = Some("fast_path = false".into());
+        return;
+    }
+    match hook(config, record) {
+        Ok(()) => record.data_path = DataPath::Redirect,
+        Err(err) => record.data_path_reason = Some(chain(&err)),
+    }
+}
+
+fn hook(config: &Config, record: &Record) -> Result<(), weft_hooks::Error> {
+    let names = state::owner(record).map(|owner| Names::of(&owner));
+    let Ok(names) = names else { return Ok(()) };
+    let mut fast_path = FastPath::open(&config.bpf_dir, &config.run_dir)?;
+    let entry = PodEntry {
+        ifindex: record.host_index,
+        mac: names.mac.bytes(),
+        host_mac: names.host_mac.bytes(),
+        stack_only: false,
+    };
+    // The entries first: a program without them takes all that the pod sends for spoofed.
+    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
+    fast_path.attach(&record.host_link)
+}
+
+/// Detaches one interface: leases, map entries, routes and record are gone when this returns. An interface that is
+/// not known is detached already.
+///
+/// # Errors
+/// All of them: a step that fails does not keep the others from being done. The record stays until all is gone.
+pub(crate) async fn detach(config: &Config, owner: &Owner, links: Links) -> Result<(), DetachError> {
+    let one = |err| DetachError(vec![err]);
+    let Some(record) = state::read(config, owner).map_err(one)? else {
+        return state::forget(config, owner).map_err(one);
+    };
+    let host = Netlink::open().map_err(kernel("open the host's netlink socket")).map_err(one)?;
+    unwire(config, &host, &record, links).await.map_err(DetachError)?;
+    state::forget(config, owner).map_err(one)
+}
+
+/// Detaches every interface of a container.
+///
+/// # Errors
+/// Those of all interfaces.
+pub(crate) async fn detach_all(config: &Config, container: &str, links: Links) -> Result<(), DetachError> {
+    let owners = state::owners_of(config, container).map_err(|err| DetachError(vec![err]))?;
+    let mut errors = Vec::new();
+    for owner in owners {
+        if let Err(DetachError(more)) = detach(config, &owner, links).await {
+            errors.extend(more);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(DetachError(errors)) }
+}
+
+/// Removes what [`wire`] made, innermost last, going on past every failure.
+async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) -> Result<(), Vec<Error>> {
+    let mut errors = Vec::new();
+    let link = match record.host_link.parse() {
+        Ok(name) => host.link(&name).await,
+        Err(err) => Err(err),
+    };
+    let link = link.map_err(kernel("find the host's end")).unwrap_or_else(|err| {
+        errors.push(err);
+        None
+    });
+    let index = link.map_or(record.host_index, |link| link.index);
+    for address in &record.addresses {
+        if let Err(err) = unhook(config, *address, index) {
+            errors.push(Error::FastPath(err));
+        }
+        if index == 0 {
+            continue; // The link was never made, so no route leads to it.
+        }
+        if let Err(err) = host.delete_route(&host_route(*address, index)).await {
+            errors.push(kernel("delete the route to the pod")(err));
+        }
+    }
+    if links == Links::Delete && index != 0 {
+        if let Err(err) = host.delete_link(index).await {
+            errors.push(kernel("delete the veth pair")(err));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// The programs, if there are any.
+pub(crate) fn open_fast_path(config: &Config) -> Result<Option<FastPath>, weft_hooks::Error> {
+    match FastPath::status(&config.bpf_dir)? {
+        Some(_) => FastPath::open(&config.bpf_dir, &config.run_dir).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn unhook(config: &Config, address: IpAddr, index: u32) -> Result<(), weft_hooks::Error> {
+    match open_fast_path(config)? {
+        Some(mut fast_path) => fast_path.remove_pod(address, index).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// All bits: a pod's address is a host of its own.
+pub(crate) fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The gateway of an address's family.
+pub(crate) fn gateway(address: &IpAddr) -> IpAddr {
+    if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
+}
+
+/// The gateway is on the link, and everything is behind it.
+pub(crate) fn pod_routes(gateway: IpAddr, index: u32) -> [Route; 2] {
+    let any = if gateway.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    [
+        Route { destination: gateway, prefix: host_prefix(gateway), via: None, index },
+        Route { destination: any, prefix: 0, via: Some(gateway), index },
+    ]
+}
+
+/// The host's way to one address of the pod.
+pub(crate) fn host_route(address: IpAddr, index: u32) -> Route {
+    Route { destination: address, prefix: host_prefix(address), via: None, index }
+}

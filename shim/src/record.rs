@@ -1,0 +1,215 @@
+//! What is kept of an attached interface: enough to detach it with the configuration and the namespace gone.
+//!
+//! A record is JSON, one per (container id, interface), in the store beside the leases it names:
+//! `{"version":1,"state":"attached","container":…,"interface":"eth0","network":…,"netns":{…},"addresses":[…],…}`.
+//! Fields may be added within a version; a reader that finds a higher version touches nothing.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use weft_ipam::Owner;
+use weft_netns::{Identity, LinkName, Mac};
+
+/// The version that this program writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// How far the attach came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// Written before the first kernel object exists: whatever this record names may or may not be there.
+    Attaching,
+    /// The pod's network is whole.
+    Attached,
+}
+
+/// Which way the packets of a pod go to other pods of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DataPath {
+    /// The eBPF programs hand them over.
+    Redirect,
+    /// The kernel routes them.
+    Routing,
+}
+
+/// The pod's network namespace: the path for people, the identity for decisions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Namespace {
+    pub(crate) path: PathBuf,
+    pub(crate) dev: u64,
+    pub(crate) inode: u64,
+}
+
+/// Who the pod is to the orchestrator; empty where nobody said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+/// One interface of one pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) version: u32,
+    pub(crate) state: State,
+    pub(crate) container: String,
+    pub(crate) interface: String,
+    pub(crate) network: String,
+    pub(crate) netns: Namespace,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) host_link: String,
+    /// The host end's index in the host's namespace; 0 until the link exists.
+    pub(crate) host_index: u32,
+    pub(crate) mac: String,
+    pub(crate) host_mac: String,
+    pub(crate) mtu: u32,
+    pub(crate) data_path: DataPath,
+    /// Why the pod is not on the eBPF path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) data_path_reason: Option<String>,
+    #[serde(default)]
+    pub(crate) pod: PodName,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("record of {container} {interface} has format {found}, this version knows up to {VERSION}")]
+    Newer { container: String, interface: String, found: u64 },
+    #[error("read record of {container} {interface}")]
+    Broken { container: String, interface: String, source: serde_json::Error },
+    #[error("write record of {container} {interface}")]
+    Write { container: String, interface: String, source: serde_json::Error },
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
+}
+
+impl Record {
+    /// Reads a record, its version first: a newer one need not have the fields that this program knows.
+    pub(crate) fn decode(owner: &Owner, bytes: &[u8]) -> Result<Record, Error> {
+        let broken = |source| Error::Broken {
+            container: owner.container().into(),
+            interface: owner.interface().into(),
+            source,
+        };
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(broken)?;
+        if version > u64::from(VERSION) {
+            let (container, interface) = (owner.container().into(), owner.interface().into());
+            return Err(Error::Newer { container, interface, found: version });
+        }
+        serde_json::from_slice(bytes).map_err(broken)
+    }
+
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(self).map_err(|source| Error::Write {
+            container: self.container.clone(),
+            interface: self.interface.clone(),
+            source,
+        })
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { dev: self.netns.dev, inode: self.netns.inode }
+    }
+}
+
+/// The names that belong to an interface: the same for the same owner, so that an attach that was killed
+/// before it wrote them down finds its own links again.
+pub(crate) struct Names {
+    pub(crate) host_link: String,
+    pub(crate) mac: Mac,
+    pub(crate) host_mac: Mac,
+}
+
+impl Names {
+    /// `weft` and 44 bits of the owner's hash make the 15 bytes that a link name may have; the MAC addresses are
+    /// unicast and locally administered (IEEE 802, second bit of the first byte).
+    pub(crate) fn of(owner: &Owner) -> Names {
+        let hash = fnv1a(&[owner.container(), owner.interface()]);
+        let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
+        Names {
+            host_link: format!("{HOST_LINK_PREFIX}{:011x}", hash >> 20),
+            mac: Mac::new([0x02, a, b, c, d, e]),
+            host_mac: Mac::new([0x06, a, b, c, d, e]),
+        }
+    }
+
+    pub(crate) fn link(&self) -> Result<LinkName, weft_netns::Error> {
+        self.host_link.parse()
+    }
+}
+
+/// What the names of all host ends begin with.
+pub(crate) const HOST_LINK_PREFIX: &str = "weft";
+
+/// FNV-1a (64 bit) over the parts, each ended by a zero byte. Stable for ever, unlike the standard library's
+/// hashers: links are found again by it after an upgrade.
+fn fnv1a(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner() -> Owner {
+        Owner::new("c0ffee", "eth0").unwrap()
+    }
+
+    fn record() -> Record {
+        Record {
+            version: VERSION,
+            state: State::Attached,
+            container: "c0ffee".into(),
+            interface: "eth0".into(),
+            network: "weft".into(),
+            netns: Namespace { path: "/run/netns/a".into(), dev: 4, inode: 7 },
+            addresses: vec!["10.88.0.2".parse().unwrap(), "fd00:88::2".parse().unwrap()],
+            host_link: "weft0123456789a".into(),
+            host_index: 12,
+            mac: "02:00:00:00:00:01".into(),
+            host_mac: "06:00:00:00:00:01".into(),
+            mtu: 1500,
+            data_path: DataPath::Redirect,
+            data_path_reason: None,
+            pod: PodName::default(),
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_as_written() {
+        let record = record();
+        assert_eq!(Record::decode(&owner(), &record.encode().unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_by_its_version_alone() {
+        let err = Record::decode(&owner(), br#"{"version":2,"shape":"unknown"}"#).unwrap_err();
+        assert_eq!(err.to_string(), "record of c0ffee eth0 has format 2, this version knows up to 1");
+    }
+
+    #[test]
+    fn a_torn_record_is_an_error_that_names_its_owner() {
+        let bytes = record().encode().unwrap();
+        for cut in 0..bytes.len() {
+            let err = Record::decode(&owner(), &bytes[..cut]).unwrap_err();
+            assert_eq!(err.to_string(), "read record of c0ffee eth0");
+        }
+    }
+
+    #[test]
+    fn names_fit_a_link_and_differ_between_owners() {
+        let (a, b) = (Names::of(&owner()), Names::of(&Owner::new("c0ffee", "eth1").unwrap()));
+        assert_eq!(a.host_link.len(), 15);
+        a.link().unwrap();
+        assert_ne!(a.host_link, b.host_link);
+        assert_ne!(a.mac.to_string(), a.host_mac.to_string());
+    }
+}

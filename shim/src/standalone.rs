@@ -1,0 +1,126 @@
+//! Containers without CRI: `ctr run`, nerdctl. One whose spec asks for a *new* network namespace and carries the
+//! annotation `weft.dev/network: NAME` gets the namespace, and an interface on that network of the node's
+//! configuration, before the OCI runtime is called.
+//!
+//! Under CRI the namespace and the address come first, from containerd and the CNI plugin; nothing here is used then.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use weft_ipam::Owner;
+use weft_netns::NetNs;
+
+use crate::cni;
+use crate::config::Config;
+use crate::pod::{self, DetachError, Links, Request};
+use crate::record::PodName;
+
+/// The annotation that asks for a network; its value is the network's name.
+pub(crate) const ANNOTATION: &str = "weft.dev/network";
+const INTERFACE: &str = "eth0";
+
+/// Why a container that asked for a network has none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("annotation {ANNOTATION}: network {name:?} is not in the node's configuration")]
+    NoNetwork { name: String },
+    #[error("annotation {ANNOTATION}: the container does not ask for a network namespace of its own")]
+    NoNamespace,
+    #[error("network {name:?}")]
+    Network { name: String, source: cni::Failure },
+    #[error("make the container's network namespace")]
+    Namespace(#[source] weft_netns::Error),
+    #[error("make the folder of network namespaces {path}")]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("attach the container")]
+    Attach(#[source] pod::Error),
+}
+
+/// Attaches the container if its spec asks for it, and writes the namespace's path into the spec.
+///
+/// # Errors
+/// Nothing is left behind.
+pub(crate) async fn attach(config: &Config, namespace: &str, id: &str, spec: &mut Value) -> Result<(), Error> {
+    let Some(name) = spec["annotations"][ANNOTATION].as_str().map(str::to_owned) else { return Ok(()) };
+    let entry = new_network_namespace(spec).ok_or(Error::NoNamespace)?;
+    let network = config.network.get(&name).ok_or_else(|| Error::NoNetwork { name: name.clone() })?;
+    let network = cni::network(&name, &network.ranges, network.mtu);
+    let network = network.map_err(|source| Error::Network { name, source })?;
+    let owner = owner(namespace, id).map_err(Error::Attach)?;
+    let netns = pin_path(config, namespace, id);
+    entry["path"] = netns.to_string_lossy().into();
+    make_namespace(&netns)?;
+    let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), uid: String::new() };
+    let request = Request { owner, netns, network, pod };
+    if let Err(err) = pod::attach(config, &request).await {
+        // What stopped the attach is what the user has to know; a pin that stays is removed by `detach`.
+        drop(NetNs::unpin(&request.netns));
+        return Err(Error::Attach(err));
+    }
+    Ok(())
+}
+
+/// Undoes [`attach`]; a container that had no network is left alone.
+///
+/// # Errors
+/// All that went wrong, after everything was tried.
+pub(crate) async fn detach(config: &Config, namespace: &str, id: &str) -> Result<(), DetachError> {
+    let pin = pin_path(config, namespace, id);
+    if !pin.exists() {
+        return Ok(());
+    }
+    let mut errors = match pod::detach_all(config, &container(namespace, id), Links::DieWithNamespace).await {
+        Ok(()) => Vec::new(),
+        Err(DetachError(errors)) => errors,
+    };
+    if let Err(err) = NetNs::unpin(&pin) {
+        errors.push(pod::Error::Namespace(err));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(DetachError(errors)) }
+}
+
+/// The entry of the spec that asks for a new network namespace (runtime-spec, config-linux.md: no `path`).
+fn new_network_namespace(spec: &mut Value) -> Option<&mut Value> {
+    let entries = spec["linux"]["namespaces"].as_array_mut()?;
+    entries.iter_mut().find(|entry| entry["type"] == "network" && entry["path"].as_str().is_none_or(str::is_empty))
+}
+
+fn make_namespace(path: &std::path::Path) -> Result<(), Error> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Folder { path: folder.into(), source })?;
+    }
+    NetNs::create().and_then(|netns| netns.pin(path)).map_err(Error::Namespace)
+}
+
+fn pin_path(config: &Config, namespace: &str, id: &str) -> PathBuf {
+    config.run_dir.join("netns").join(format!("{namespace}-{id}"))
+}
+
+/// Unlike under CRI, ids are unique within a containerd namespace only. No CNI container id has a slash.
+fn container(namespace: &str, id: &str) -> String {
+    format!("{namespace}/{id}")
+}
+
+fn owner(namespace: &str, id: &str) -> Result<Owner, pod::Error> {
+    Owner::new(&container(namespace, id), INTERFACE).map_err(pod::Error::Lease)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_an_entry_without_a_path_asks_for_a_new_namespace() {
+        for (entry, new) in [
+            (json!({ "type": "network" }), true),
+            (json!({ "type": "network", "path": "" }), true),
+            (json!({ "type": "network", "path": "/run/netns/a" }), false),
+            (json!({ "type": "ipc" }), false),
+        ] {
+            let mut spec = json!({ "linux": { "namespaces": [entry] } });
+            assert_eq!(new_network_namespace(&mut spec).is_some(), new, "{spec}");
+        }
+        assert!(new_network_namespace(&mut json!({})).is_none());
+    }
+}

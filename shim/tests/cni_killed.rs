@@ -1,0 +1,62 @@
+//! The CNI plugin killed at every step of ADD: the runtime's DEL leaves nothing, and a new ADD succeeds.
+
+#![cfg(feature = "failpoints")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt;
+
+use common::{Node, conf, pings};
+
+/// In the order in which ADD passes them.
+const STEPS: [&str; 6] = ["leased", "forwarding", "veth", "routes", "fast-path", "attached"];
+
+fn killed_at(node: &Node, step: &str) {
+    let netns = node.pod("a");
+    let answer = node.cni_with("ADD", "a", &conf().to_string(), |command| {
+        command.env("CNI_NETNS", netns).env("WEFT_FAILPOINT", step);
+    });
+    assert_eq!(answer.status.signal(), Some(9), "ADD passes {step}: {}", answer.json);
+}
+
+#[test]
+fn del_after_a_kill_at_any_step_leaves_nothing() {
+    let node = Node::new();
+    for step in STEPS {
+        killed_at(&node, step);
+        assert!(node.cni("DEL", "a", &conf()).status.success(), "{step}");
+        let links = node.ip_in_pod("a", &["link", "show"]);
+        assert_eq!(links.as_array().unwrap().len(), 1, "{step}: only lo in the pod: {links}");
+        node.remove_pod("a");
+        node.assert_empty();
+    }
+}
+
+#[test]
+fn add_after_a_kill_at_any_step_attaches() {
+    let node = Node::new();
+    for step in STEPS {
+        killed_at(&node, step);
+        let answer = node.cni("ADD", "a", &conf());
+        assert!(answer.status.success(), "{step}: {}", answer.json);
+        assert!(pings(&node.host, &answer.addresses()[0]), "{step}");
+        assert!(node.cni("DEL", "a", &conf()).status.success(), "{step}");
+        node.remove_pod("a");
+        node.assert_empty();
+    }
+}
+
+/// Nobody calls DEL, the namespace goes: the next pod of the same id, or a GC, finds the rest.
+#[test]
+fn gc_after_a_kill_at_any_step_leaves_nothing() {
+    let node = Node::new();
+    let mut gc = conf();
+    gc["cni.dev/valid-attachments"] = serde_json::json!([]);
+    for step in STEPS {
+        killed_at(&node, step);
+        node.remove_pod("a");
+        assert!(node.cni("GC", "-", &gc).status.success(), "{step}");
+        node.assert_empty();
+    }
+}
