@@ -5,7 +5,7 @@ use std::error::Error;
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: &[&str] = &["proto/network.proto"];
+const INPUTS: &[&str] = &["proto/cri.proto", "proto/network.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("messages");
@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut modules = String::new();
     for file in std::fs::read_dir(&out)? {
         let path = file?.path();
-        if let Some(name) = path.file_stem().and_then(|name| name.to_str()).filter(|name| *name != "modules") {
+        if let Some(name) = path.file_stem().and_then(|name| name.to_str()).filter(|name| *name != "modules")
+        {
             modules.push_str(&format!("pub mod {name};\n"));
         }
     }

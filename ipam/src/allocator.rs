@@ -96,7 +96,7 @@ impl ReadTxn<'_> {
 
     fn freed(&self, pool: &Pool, seq: u64) -> Result<Freed, Error> {
         let key = pool.freed_key(seq);
-        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        let value = self.get(&key)?;
         Freed::decode(&key, value.ok_or_else(|| Table::Freed.damaged(&key))?)
     }
 
@@ -107,31 +107,28 @@ impl ReadTxn<'_> {
 
     fn address(&self, family: Family, ip: u128) -> Result<Option<Address>, Error> {
         let key = Table::Address.of_ip(family, ip);
-        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        let value = self.get(&key)?;
         value.map(|value| Address::decode(&key, value)).transpose()
     }
 
     fn leases_of(&self, owner: &Owner) -> Result<Vec<Lease>, Error> {
         let key = Table::Lease.of_owner(owner);
-        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        let value = self.get(&key)?;
         value.map_or(Ok(Vec::new()), |value| decode_leases(&key, value))
     }
 
     /// The pool of exactly these addresses.
     fn pool(&self, span: &Span) -> Result<Option<Pool>, Error> {
         let key = Table::Pool.of_ip(span.family, span.first);
-        let value = self.store.rows().get(self.txn(), &key).map_err(failed("read"))?;
+        let value = self.get(&key)?;
         let pool = value.map(|value| Pool::decode(&key, value)).transpose()?;
         Ok(pool.filter(|pool| pool.span == *span))
     }
 
     /// All pools that `keep` wants; a node has as many as its networks have ranges.
     fn pools(&self, keep: impl Fn(&Span) -> bool) -> Result<Vec<Pool>, Error> {
-        let rows = self.store.rows().prefix_iter(self.txn(), &[Table::Pool as u8]).map_err(failed("read"))?;
-        let pools = rows.map(|row| {
-            let (key, value) = row.map_err(failed("read"))?;
-            Pool::decode(key, value)
-        });
+        let rows = self.rows_under(&[Table::Pool as u8])?;
+        let pools = rows.map(|row| row.and_then(|(key, value)| Pool::decode(key, value)));
         pools.filter(|pool| pool.as_ref().map_or(true, |pool| keep(&pool.span))).collect()
     }
 
@@ -205,13 +202,14 @@ impl WriteTxn<'_> {
         check_apart(ranges)?;
         let held = self.reader().leases_of(owner)?;
         if !held.is_empty() {
-            return confirm(network, ranges, owner, held);
+            return confirm(network, ranges, held);
         }
         let now = now()?;
         let mut picks = Vec::with_capacity(Family::ALL.len());
         for family in Family::ALL {
             let of_family = ranges.iter().filter(|range| range.family() == family);
-            let pools: Vec<Pool> = of_family.map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
+            let pools: Vec<Pool> =
+                of_family.map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
             if !pools.is_empty() {
                 let pick = self.reader().pick(pools, now)?;
                 picks.push(pick.map_err(|pools| exhausted(network, family, &pools))?);
@@ -308,20 +306,14 @@ fn check_apart(ranges: &[Range]) -> Result<(), Error> {
 }
 
 /// The leases that the owner holds, if they are what is asked for.
-fn confirm(network: &str, ranges: &[Range], owner: &Owner, held: Vec<Lease>) -> Result<Vec<Lease>, Error> {
+fn confirm(network: &str, ranges: &[Range], held: Vec<Lease>) -> Result<Vec<Lease>, Error> {
     let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
-    let fits = |lease: &Lease| {
-        lease.network == network && ranges.iter().any(|range| range.contains(lease.address))
-    };
+    let fits =
+        |lease: &Lease| lease.network == network && ranges.iter().any(|range| range.contains(lease.address));
     if held.len() == asked.len() && held.iter().all(fits) {
         return Ok(held);
     }
-    Err(Error::Held {
-        owner: owner.clone(),
-        network: held.first().map(|lease| lease.network.clone()).unwrap_or_default(),
-        addresses: held.into_iter().map(|lease| lease.address).collect(),
-        asked: network.into(),
-    })
+    Err(Error::Held { held, asked: network.into() })
 }
 
 fn exhausted(network: &str, family: Family, pools: &[Pool]) -> Error {

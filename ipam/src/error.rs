@@ -1,13 +1,12 @@
 //! What can go wrong with leases and their store.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use crate::lease::Owner;
+use crate::lease::{Lease, Owner};
 use crate::range::Family;
 use crate::store;
 
@@ -92,14 +91,10 @@ pub enum Error {
         used: u128,
     },
     /// The owner has leases, and they are not what is asked for now: release them first.
-    #[error("{owner} already holds {addresses:?} of network {network}, not what network {asked} would lease now")]
+    #[error("{}, not what network {asked} would lease now", holds(held))]
     Held {
-        /// Who asked.
-        owner: Owner,
-        /// What they hold.
-        addresses: Vec<IpAddr>,
-        /// The network that they hold it for.
-        network: String,
+        /// All that they hold.
+        held: Vec<Lease>,
         /// The network that was asked for.
         asked: String,
     },
@@ -125,4 +120,9 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn holds(held: &[Lease]) -> String {
+    let one = |lease: &Lease| format!("{} holds {} of network {}", lease.owner, lease.address, lease.network);
+    held.iter().map(one).collect::<Vec<_>>().join(", ")
 }

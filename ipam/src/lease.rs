@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn names_that_cannot_be_keys_are_refused() {
-        let message = |container: &str, interface: &str| Owner::new(container, interface).unwrap_err().to_string();
+        let message =
+            |container: &str, interface: &str| Owner::new(container, interface).unwrap_err().to_string();
         assert_eq!(message("", "eth0"), r#"container id "" is empty or has a zero byte"#);
         assert_eq!(message("a\0b", "eth0"), r#"container id "a\0b" is empty or has a zero byte"#);
         assert_eq!(message("a", ""), r#"interface name "" is empty or has a zero byte"#);

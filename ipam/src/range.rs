@@ -305,7 +305,13 @@ mod tests {
     use super::*;
 
     fn spec(subnet: &str) -> RangeSpec {
-        RangeSpec { subnet: subnet.parse().unwrap(), start: None, end: None, gateway: None, exclude: Vec::new() }
+        RangeSpec {
+            subnet: subnet.parse().unwrap(),
+            start: None,
+            end: None,
+            gateway: None,
+            exclude: Vec::new(),
+        }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -382,10 +388,7 @@ mod tests {
                 RangeSpec { start: Some(ip("10.0.0.9")), end: Some(ip("10.0.0.8")), ..base() },
                 "start 10.0.0.9 lies behind end 10.0.0.8",
             ),
-            (
-                RangeSpec { exclude: vec![subnet], ..base() },
-                "nothing is left to lease in subnet 10.0.0.0/24",
-            ),
+            (RangeSpec { exclude: vec![subnet], ..base() }, "nothing is left to lease in subnet 10.0.0.0/24"),
             (
                 RangeSpec { start: Some(ip("10.0.0.1")), end: Some(ip("10.0.0.1")), ..base() },
                 "nothing is left to lease in subnet 10.0.0.0/24",
@@ -398,7 +401,8 @@ mod tests {
 
     #[test]
     fn a_start_on_the_network_address_means_the_first_host() {
-        let whole = RangeSpec { start: Some(ip("10.0.0.0")), end: Some(ip("10.0.0.255")), ..spec("10.0.0.0/24") };
+        let whole =
+            RangeSpec { start: Some(ip("10.0.0.0")), end: Some(ip("10.0.0.255")), ..spec("10.0.0.0/24") };
         assert_eq!(Range::new(whole).unwrap(), range("10.0.0.0/24"));
     }
 
@@ -417,7 +421,8 @@ mod tests {
         let blocks = proptest::collection::vec((26..33_u8, 0..64_u32), 0..4);
         (host(), host(), host(), blocks).prop_map(|(start, end, gateway, blocks)| {
             let at = |host: u32| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + host));
-            let exclude = blocks.into_iter().map(|(prefix, host)| IpNet::new(at(host), prefix).unwrap().trunc());
+            let exclude =
+                blocks.into_iter().map(|(prefix, host)| IpNet::new(at(host), prefix).unwrap().trunc());
             RangeSpec {
                 start: start.map(at),
                 end: end.map(at),

@@ -6,9 +6,9 @@
 //! files end with the boot, as everything that they tell of. Elsewhere the store is as safe, and slow.
 //!
 //! **Opening is one at a time.** The first process to open an environment rebuilds its lock file. One that is
-//! killed while it does so, with another one waiting, leaves the other with a mutex that is not shared and a
-//! transaction number of 0 (`mdb_env_setup_locks` up to `mdb_env_share_locks` in mdb.c): the lost update that a
-//! store must not have. So opening happens under flock(2) of the folder. The kernel frees the record locks of a
+//! killed while it does so, with another one waiting, leaves the other with a transaction number of 0, or with a
+//! mutex that is not shared (`mdb_env_setup_locks` up to `mdb_env_share_locks` in mdb.c): the other's commit then
+//! replaces one that was acknowledged (tests/crash.rs shows it). So opening happens under flock(2) of the folder. The kernel frees the record locks of a
 //! dying process, which LMDB goes by, before its flocks (`filp_close` and `__fput` in fs/): whoever gets the flock
 //! of a process that died finds LMDB's lock free too and rebuilds the file.
 //!
@@ -35,7 +35,7 @@ use crate::row::{META, Meta, Table, decode_leases};
 /// dropped the pod that had it, and an unanswered UDP flow has left conntrack (`nf_conntrack_udp_timeout`, 30 s).
 pub const COOL_DOWN: Duration = Duration::from_secs(30);
 
-/// Address space, not memory: the file grows as rows come. 60,000 leases with a 1 KiB record each take 0.1 GiB.
+/// Address space, not memory: the file grows as rows come. 60,000 leases with a 1 KiB record each take 0.16 GiB.
 pub(crate) const MAP_SIZE: usize = 1 << 30;
 /// Processes that may read at the same instant; 64 bytes each in the lock file.
 const MAX_READERS: u32 = 1024;
@@ -183,7 +183,10 @@ fn environment(path: &Path, folder: &File) -> Result<Arc<Environment>, Error> {
 }
 
 /// The crate's one door to unsafe code.
-#[expect(unsafe_code, reason = "a memory map is as good as its file: heed cannot promise it, the caller has to")]
+#[expect(
+    unsafe_code,
+    reason = "a memory map is as good as its file: heed cannot promise it, the caller has to"
+)]
 fn open_environment(path: &Path) -> Result<Env<WithoutTls>, heed::Error> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(MAP_SIZE).max_readers(MAX_READERS);
@@ -223,6 +226,8 @@ enum Source<'s> {
 
 /// An owner and the bytes of their record.
 type Record<'t> = (Owner, &'t [u8]);
+/// Key and value.
+type Row<'t> = Result<(&'t [u8], &'t [u8]), Error>;
 
 impl ReadTxn<'_> {
     pub(crate) fn txn(&self) -> &RoTxn<'_, WithoutTls> {
@@ -238,7 +243,9 @@ impl ReadTxn<'_> {
     /// [`Error::Transaction`], [`Error::Damaged`].
     pub fn leases(&self) -> Result<Vec<Lease>, Error> {
         let rows = self.rows_under(&[Table::Lease as u8])?;
-        let leases: Vec<_> = rows.map(|row| row.and_then(|(key, value)| decode_leases(key, value))).collect::<Result<_, _>>()?;
+        let leases: Vec<_> = rows
+            .map(|row| row.and_then(|(key, value)| decode_leases(key, value)))
+            .collect::<Result<_, _>>()?;
         Ok(leases.concat())
     }
 
@@ -247,7 +254,7 @@ impl ReadTxn<'_> {
     /// # Errors
     /// [`Error::Transaction`].
     pub fn record(&self, owner: &Owner) -> Result<Option<&[u8]>, Error> {
-        self.store.rows().get(self.txn(), &Table::Record.of_owner(owner)).map_err(failed("read"))
+        self.get(&Table::Record.of_owner(owner))
     }
 
     /// All records, in the order of their owners.
@@ -271,8 +278,12 @@ impl ReadTxn<'_> {
         rows.map(|row| row.and_then(|(key, bytes)| Ok((Table::Record.owner(key)?, bytes)))).collect()
     }
 
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<&[u8]>, Error> {
+        self.store.rows().get(self.txn(), key).map_err(failed("read"))
+    }
+
     /// The rows whose keys begin with the prefix.
-    fn rows_under(&self, prefix: &[u8]) -> Result<impl Iterator<Item = Result<(&[u8], &[u8]), Error>>, Error> {
+    pub(crate) fn rows_under(&self, prefix: &[u8]) -> Result<impl Iterator<Item = Row<'_>>, Error> {
         let rows = self.store.rows().prefix_iter(self.txn(), prefix).map_err(failed("read"))?;
         Ok(rows.map(|row| row.map_err(failed("read"))))
     }

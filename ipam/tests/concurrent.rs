@@ -45,9 +45,8 @@ fn processes_share_a_store_from_its_first_moment() {
     // Often, because the race is for the first moment.
     for _ in 0..25 {
         let dir = folder();
-        let start = |name: usize| {
-            spawn(worker("attach").arg(dir.path()).args([name.to_string(), "10".into()]))
-        };
+        let start =
+            |name: usize| spawn(worker("attach").arg(dir.path()).args([name.to_string(), "10".into()]));
         let children: Vec<_> = (0..PROCESSES).map(start).collect();
         children.into_iter().for_each(join);
         assert_eq!(audit(dir.path()).len(), PROCESSES * 10 * 2);

@@ -5,11 +5,15 @@ mod processes;
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use processes::{spawn, worker};
 use support::{audit, folder, lease, owner, range, release};
 use weft_ipam::{Error, Range, Store};
@@ -20,8 +24,14 @@ const WORKERS: usize = 6;
 
 fn main() {
     processes::run(
-        &[("a_store_survives_the_death_of_its_users", a_store_survives_the_death_of_its_users)],
-        &[("live", live)],
+        &[
+            ("a_store_survives_the_death_of_its_users", a_store_survives_the_death_of_its_users),
+            (
+                "an_opener_that_dies_costs_the_next_one_nothing",
+                an_opener_that_dies_costs_the_next_one_nothing,
+            ),
+        ],
+        &[("live", live), ("attach", attach)],
     );
 }
 
@@ -36,8 +46,12 @@ fn live(arguments: &[String]) {
     loop {
         let store = Store::open(Path::new(dir)).unwrap();
         let mut txn = store.write().unwrap();
-        let addresses: Vec<String> =
-            txn.reserve("net", &ranges(), &own).unwrap().iter().map(|lease| lease.address.to_string()).collect();
+        let addresses: Vec<String> = txn
+            .reserve("net", &ranges(), &own)
+            .unwrap()
+            .iter()
+            .map(|lease| lease.address.to_string())
+            .collect();
         txn.put_record(&own, addresses.join(" ").as_bytes()).unwrap();
         txn.commit().unwrap();
         let store = Store::open(Path::new(dir)).unwrap();
@@ -104,8 +118,11 @@ fn whole(dir: &Path) {
     let distinct: BTreeSet<IpAddr> = leases.iter().map(|lease| lease.address).collect();
     assert_eq!(distinct.len(), leases.len(), "an address has two owners: {leases:?}");
     for (owner, bytes) in txn.records().unwrap() {
-        let held: Vec<String> =
-            leases.iter().filter(|lease| lease.owner == owner).map(|lease| lease.address.to_string()).collect();
+        let held: Vec<String> = leases
+            .iter()
+            .filter(|lease| lease.owner == owner)
+            .map(|lease| lease.address.to_string())
+            .collect();
         assert_eq!(held.join(" ").as_bytes(), bytes);
     }
     for usage in txn.usage(&ranges()).unwrap() {
@@ -122,12 +139,71 @@ fn nothing_is_lost(dir: &Path) {
     for range in ranges() {
         let mut all = BTreeSet::new();
         loop {
-            match lease(&store, std::slice::from_ref(&range), &owner(format!("{}-{}", range.subnet(), all.len()))) {
+            match lease(
+                &store,
+                std::slice::from_ref(&range),
+                &owner(format!("{}-{}", range.subnet(), all.len())),
+            ) {
                 Ok(addresses) => assert!(all.insert(addresses[0])),
                 Err(Error::Exhausted { .. }) => break,
                 Err(err) => panic!("{err:?}"),
             }
         }
         assert_eq!(all.len() as u128, range.capacity());
+    }
+}
+
+fn attach(arguments: &[String]) {
+    let [dir, name] = arguments else { panic!("{arguments:?}") };
+    lease(&Store::open(Path::new(dir)).unwrap(), &ranges(), &owner(name)).unwrap();
+}
+
+/// The first opener rebuilds LMDB's lock file, and dies when it holds it exclusively with the transaction number at
+/// 0; another one waits meanwhile. On LMDB's locks alone the other goes on with the number 0, and its commit
+/// takes the place of one that was acknowledged: every second number of earlier commits shows it.
+fn an_opener_that_dies_costs_the_next_one_nothing() {
+    for earlier in [3, 4] {
+        let dir = folder();
+        for number in 0..earlier {
+            lease(&Store::open(dir.path()).unwrap(), &ranges(), &owner(number)).unwrap();
+        }
+        let lock_file = fs::metadata(dir.path().join("lock.mdb")).unwrap().ino();
+        let attach = |name: &str| {
+            let mut command = worker("attach");
+            command.arg(dir.path()).arg(name);
+            command
+        };
+        // LMDB asks for the file system's type after it has rebuilt the lock file, and before it sets the number.
+        let stop = ["-qq", "-o", "/dev/null", "-e", "trace=fstatfs", "-e", "inject=fstatfs:delay_enter=30s"];
+        let dying = attach("dying");
+        let mut strace = spawn(
+            Command::new("strace").args(stop).arg("--").arg(dying.get_program()).args(dying.get_args()),
+        );
+        let first = locker(|line| {
+            line.contains("POSIX") && line.contains("WRITE") && line.contains(&format!(":{lock_file} 0 0"))
+        });
+        let mut second = spawn(&mut attach("second"));
+        let pid = format!(" {} ", second.id());
+        locker(|line| line.contains("->") && line.contains(&pid));
+        kill(first, Signal::SIGKILL).unwrap();
+        // It would sit the delay out.
+        strace.kill().unwrap();
+        strace.wait().unwrap();
+        assert!(second.wait().unwrap().success());
+        assert_eq!(audit(dir.path()).len(), 2 * (earlier + 1));
+    }
+}
+
+/// Waits for a line of /proc/locks, and returns the process that it is about.
+fn locker(wanted: impl Fn(&str) -> bool) -> Pid {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        if let Some(line) = locks.lines().find(|line| wanted(line)) {
+            let after = line.split_whitespace().skip_while(|word| !matches!(*word, "READ" | "WRITE"));
+            return Pid::from_raw(after.skip(1).map(str::parse).next().unwrap().unwrap());
+        }
+        assert!(Instant::now() < deadline, "{locks}");
+        pause(Duration::from_millis(1));
     }
 }

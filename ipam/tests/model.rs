@@ -1,4 +1,5 @@
 //! The store against a model that is a list: which address comes next, who holds it, and when there is none.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod support;
 
@@ -19,13 +20,9 @@ fn ranges() -> Vec<Range> {
         gateway: None,
         exclude: exclude.iter().map(|block| block.parse().unwrap()).collect(),
     };
-    [
-        spec("10.0.0.0/29", &["10.0.0.4/32"]),
-        spec("10.0.1.0/30", &[]),
-        spec("fd00::/125", &["fd00::5/128"]),
-    ]
-    .map(|spec| Range::new(spec).unwrap())
-    .into()
+    [spec("10.0.0.0/29", &["10.0.0.4/32"]), spec("10.0.1.0/30", &[]), spec("fd00::/125", &["fd00::5/128"])]
+        .map(|spec| Range::new(spec).unwrap())
+        .into()
 }
 
 #[derive(Debug, Clone)]
@@ -77,9 +74,16 @@ impl Model {
     }
 
     /// `Err` says how many of how many are leased.
-    fn reserve(&mut self, who: u8, ranges: &[Range], which: &[usize]) -> Result<Vec<IpAddr>, Option<(u128, u128)>> {
+    fn reserve(
+        &mut self,
+        who: u8,
+        ranges: &[Range],
+        which: &[usize],
+    ) -> Result<Vec<IpAddr>, Option<(u128, u128)>> {
         let families = [true, false]
-            .map(|v4| which.iter().copied().filter(|&index| ranges[index].subnet().addr().is_ipv4() == v4).collect())
+            .map(|v4| {
+                which.iter().copied().filter(|&index| ranges[index].subnet().addr().is_ipv4() == v4).collect()
+            })
             .into_iter()
             .filter(|family: &Vec<usize>| !family.is_empty());
         let families: Vec<Vec<usize>> = families.collect();
@@ -117,8 +121,12 @@ impl Model {
 
 fn check(store: &Store, ranges: &[Range], model: &Model) -> Result<(), TestCaseError> {
     let txn = store.read().unwrap();
-    let held: Vec<(String, IpAddr)> =
-        txn.leases().unwrap().into_iter().map(|lease| (lease.owner.container().into(), lease.address)).collect();
+    let held: Vec<(String, IpAddr)> = txn
+        .leases()
+        .unwrap()
+        .into_iter()
+        .map(|lease| (lease.owner.container().into(), lease.address))
+        .collect();
     let mut expected: Vec<(String, IpAddr)> = Vec::new();
     for (who, addresses) in &model.held {
         expected.extend(addresses.iter().map(|ip| (who.to_string(), *ip)));
@@ -135,7 +143,7 @@ fn check(store: &Store, ranges: &[Range], model: &Model) -> Result<(), TestCaseE
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_store_does_what_the_model_does(

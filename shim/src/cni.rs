@@ -54,7 +54,8 @@ fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, (String, Failure)> {
 
 fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
     let config = Config::load().map_err(Failure::Config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Failure::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Failure::Runtime)?;
     runtime.block_on(async {
         match command {
             Command::Add => add(&config, conf).await.map(Some),
@@ -69,7 +70,8 @@ fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Fa
 
 async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> {
     let env = Env::read(Command::Add)?;
-    let netns = env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
+    let netns =
+        env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
     conf.refuse_unsupported()?;
     let request = pod::Request { owner: env.owner()?, netns, network: conf.network(config)?, pod: env.pod() };
     let record = pod::attach(config, &request).await?;
@@ -86,7 +88,10 @@ async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
     let env = Env::read(Command::Check)?;
     let owner = env.owner()?;
     if conf.prev_result.is_none() {
-        return Err(Failure::Conf { field: "prevResult", problem: "is missing, and CHECK compares with it".into() });
+        return Err(Failure::Conf {
+            field: "prevResult",
+            problem: "is missing, and CHECK compares with it".into(),
+        });
     }
     let record = state::read(config, &owner)?.filter(|record| record.state == State::Attached);
     let record = record.ok_or_else(|| Failure::Unknown { owner: owner_name(&owner) })?;
@@ -121,7 +126,9 @@ async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
     })?;
     let mut errors = Vec::new();
     for record in state::records(config)?.iter().filter(|record| record.network == conf.name) {
-        let known = |valid: &conf::Attachment| valid.container_id == record.container && valid.ifname == record.interface;
+        let known = |valid: &conf::Attachment| {
+            valid.container_id == record.container && valid.ifname == record.interface
+        };
         if valid.iter().any(known) {
             continue;
         }

@@ -61,7 +61,11 @@ enum Error {
 }
 
 /// Runs the command line; the exit code of the process.
-pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>, mut out: impl Write, mut err: impl Write) -> u8 {
+pub fn run(
+    args: impl IntoIterator<Item = std::ffi::OsString>,
+    mut out: impl Write,
+    mut err: impl Write,
+) -> u8 {
     let result = parse(args).and_then(|(command, format)| perform(&command, format, &mut out));
     let Err(error) = result else { return 0 };
     // Nothing is left to tell if standard error is gone too; the exit code says it.
@@ -79,12 +83,19 @@ fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, 
                 format = match parser.value().map_err(usage)?.to_str() {
                     Some("json") => Format::Json,
                     Some("table") => Format::Table,
-                    other => return Err(Error::Usage(format!("output format {}, want table or json", other.unwrap_or("of no text")))),
+                    other => {
+                        return Err(Error::Usage(format!(
+                            "output format {}, want table or json",
+                            other.unwrap_or("of no text")
+                        )));
+                    }
                 }
             }
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => command = Some("help".into()),
             lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => command = Some("version".into()),
-            lexopt::Arg::Value(value) if command.is_none() => command = Some(value.to_string_lossy().into_owned()),
+            lexopt::Arg::Value(value) if command.is_none() => {
+                command = Some(value.to_string_lossy().into_owned())
+            }
             other => return Err(usage(other.unexpected())),
         }
     }
@@ -128,9 +139,12 @@ async fn cleanup(config: &Config) -> Result<(), Error> {
     }
     FastPath::unload(&config.bpf_dir).map_err(Error::Unload)?;
     for path in ["store", "programs.lock", "pods.lock", "weft.sock"].map(|name| config.run_dir.join(name)) {
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::Remove { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Remove { path, source });
+            }
             _ => {}
         }
     }

@@ -19,3 +19,8 @@ pub(crate) fn chain(err: &dyn Error) -> String {
 pub(crate) fn status(code: ttrpc::Code, err: &dyn Error) -> ttrpc::Error {
     ttrpc::error::get_rpc_status(code, chain(err))
 }
+
+/// The chains of several errors, joined by `; `.
+pub(crate) fn all<E: Error>(errors: &[E]) -> String {
+    errors.iter().map(|err| chain(err)).collect::<Vec<_>>().join("; ")
+}

@@ -7,13 +7,19 @@
 pub mod cni;
 pub mod config;
 pub mod ctl;
+pub mod daemon;
 pub(crate) mod error;
+pub(crate) mod events;
 pub(crate) mod failpoint;
 pub(crate) mod network;
+pub(crate) mod oci;
 pub(crate) mod pod;
+pub(crate) mod reaper;
 pub(crate) mod record;
+pub(crate) mod sandbox;
 pub(crate) mod standalone;
 pub(crate) mod state;
+pub(crate) mod task;
 
 /// Messages and services generated from `proto/`.
 #[expect(unreachable_pub, reason = "generated; the .proto files carry the documentation")]

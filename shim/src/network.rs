@@ -71,7 +71,11 @@ fn failed(err: pod::Error) -> ttrpc::Error {
 
 #[async_trait]
 impl PodNetwork for Server {
-    async fn status(&self, _: &TtrpcContext, request: api::StatusRequest) -> ttrpc::Result<api::StatusResponse> {
+    async fn status(
+        &self,
+        _: &TtrpcContext,
+        request: api::StatusRequest,
+    ) -> ttrpc::Result<api::StatusResponse> {
         let interface = if request.interface.is_empty() { DEFAULT_INTERFACE } else { &request.interface };
         let record = self.find(&request.container_id, interface)?;
         let attachment = Some(attachment(record)).into();
@@ -80,7 +84,8 @@ impl PodNetwork for Server {
 
     async fn list(&self, _: &TtrpcContext, _: api::ListRequest) -> ttrpc::Result<api::ListResponse> {
         let records = state::records(&self.config).map_err(failed)?;
-        let attachments = records.into_iter().filter(|record| self.sees(&record.container)).map(attachment).collect();
+        let attachments =
+            records.into_iter().filter(|record| self.sees(&record.container)).map(attachment).collect();
         Ok(api::ListResponse { attachments, ..Default::default() })
     }
 }

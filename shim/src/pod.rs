@@ -137,9 +137,8 @@ async fn plan(config: &Config, request: &Request, netns: &NetNs, host: &Netlink)
     let identity = netns.identity();
     let store = state::open(config)?;
     let mut txn = store.write().map_err(stored(config))?;
-    let leases = txn
-        .reserve(&request.network.name, &request.network.ranges, &request.owner)
-        .map_err(Error::Lease)?;
+    let leases =
+        txn.reserve(&request.network.name, &request.network.ranges, &request.owner).map_err(Error::Lease)?;
     let record = Record {
         version: record::VERSION,
         state: State::Attaching,
@@ -396,7 +395,8 @@ pub(crate) fn gateway(address: &IpAddr) -> IpAddr {
 
 /// The gateway is on the link, and everything is behind it.
 pub(crate) fn pod_routes(gateway: IpAddr, index: u32) -> [Route; 2] {
-    let any = if gateway.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let any =
+        if gateway.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     [
         Route { destination: gateway, prefix: host_prefix(gateway), via: None, index },
         Route { destination: any, prefix: 0, via: Some(gateway), index },

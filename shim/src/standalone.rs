@@ -40,7 +40,12 @@ pub(crate) enum Error {
 ///
 /// # Errors
 /// Nothing is left behind.
-pub(crate) async fn attach(config: &Config, namespace: &str, id: &str, spec: &mut Value) -> Result<(), Error> {
+pub(crate) async fn attach(
+    config: &Config,
+    namespace: &str,
+    id: &str,
+    spec: &mut Value,
+) -> Result<(), Error> {
     let Some(name) = spec["annotations"][ANNOTATION].as_str().map(str::to_owned) else { return Ok(()) };
     let entry = new_network_namespace(spec).ok_or(Error::NoNamespace)?;
     let network = config.network.get(&name).ok_or_else(|| Error::NoNetwork { name: name.clone() })?;
@@ -82,7 +87,9 @@ pub(crate) async fn detach(config: &Config, namespace: &str, id: &str) -> Result
 /// The entry of the spec that asks for a new network namespace (runtime-spec, config-linux.md: no `path`).
 fn new_network_namespace(spec: &mut Value) -> Option<&mut Value> {
     let entries = spec["linux"]["namespaces"].as_array_mut()?;
-    entries.iter_mut().find(|entry| entry["type"] == "network" && entry["path"].as_str().is_none_or(str::is_empty))
+    entries
+        .iter_mut()
+        .find(|entry| entry["type"] == "network" && entry["path"].as_str().is_none_or(str::is_empty))
 }
 
 fn make_namespace(path: &std::path::Path) -> Result<(), Error> {

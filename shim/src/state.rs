@@ -59,4 +59,3 @@ pub(crate) fn write(config: &Config, record: &Record) -> Result<(), Error> {
 pub(crate) fn owner(record: &Record) -> Result<Owner, Error> {
     Owner::new(&record.container, &record.interface).map_err(Error::Lease)
 }
-

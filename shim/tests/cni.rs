@@ -47,9 +47,13 @@ fn the_kernel_has_what_the_result_says() {
     assert_eq!(inside["mtu"], 1450);
     assert_eq!(inside["operstate"], "UP");
     let addresses = inside["addr_info"].as_array().unwrap();
-    let locals: Vec<_> = addresses.iter().map(|a| (a["local"].as_str().unwrap(), a["prefixlen"].as_u64().unwrap())).collect();
+    let locals: Vec<_> =
+        addresses.iter().map(|a| (a["local"].as_str().unwrap(), a["prefixlen"].as_u64().unwrap())).collect();
     assert_eq!(locals, [("10.88.0.2", 32), ("fd00:88::2", 128)]);
-    assert!(addresses.iter().all(|address| address["tentative"].is_null()), "no duplicate address detection: {inside}");
+    assert!(
+        addresses.iter().all(|address| address["tentative"].is_null()),
+        "no duplicate address detection: {inside}"
+    );
     let outside = node.ip(&["-d", "link", "show", host_end["name"].as_str().unwrap()])[0].clone();
     assert_eq!(outside["address"], host_end["mac"]);
     assert_eq!(outside["mtu"], 1450);
@@ -60,8 +64,14 @@ fn the_kernel_has_what_the_result_says() {
         assert_eq!(neighbours[0]["lladdr"], host_end["mac"]);
         assert_eq!(neighbours[0]["state"], json!(["PERMANENT"]));
     }
-    assert_eq!(result["ips"][0], json!({ "interface": 1, "address": "10.88.0.2/32", "gateway": "169.254.1.1" }));
-    assert_eq!(result["routes"], json!([{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }, { "dst": "::/0", "gw": "fe80::1" }]));
+    assert_eq!(
+        result["ips"][0],
+        json!({ "interface": 1, "address": "10.88.0.2/32", "gateway": "169.254.1.1" })
+    );
+    assert_eq!(
+        result["routes"],
+        json!([{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }, { "dst": "::/0", "gw": "fe80::1" }])
+    );
     assert!(node.cni("DEL", "a", &conf()).status.success());
     node.assert_empty();
 }
@@ -159,7 +169,9 @@ fn check_names_what_is_not_as_it_was_made() {
         assert_eq!(code, 103, "{text}");
         assert!(text.contains(wanted), "{wanted} in {text}");
     };
-    let tc = |args: &str| assert!(run_in(&node.host, Command::new("tc").args(args.split(' ')), "").status.success());
+    let tc = |args: &str| {
+        assert!(run_in(&node.host, Command::new("tc").args(args.split(' ')), "").status.success())
+    };
     tc(&format!("filter del dev {host_end} ingress"));
     broken(&format!("the program on link {host_end} is missing"));
     node.ip(&["-6", "route", "del", "fd00:88::2"]);
@@ -191,7 +203,13 @@ fn gc_detaches_what_the_runtime_does_not_know() {
     assert_eq!(node.cni("GC", "-", &gc).error().0, 7, "without the list, nothing is removed");
     gc["cni.dev/valid-attachments"] = json!([{ "containerID": "b", "ifname": "eth0" }]);
     assert_eq!(node.cni("GC", "-", &gc).json, Value::Null);
-    let left: Vec<_> = node.weft(&["pods", "-o", "json"]).as_array().unwrap().iter().map(|pod| pod["container"].clone()).collect();
+    let left: Vec<_> = node
+        .weft(&["pods", "-o", "json"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pod| pod["container"].clone())
+        .collect();
     assert_eq!(left, ["b", "c"], "the other network is not this one's");
     for pod in ["b", "c"] {
         node.cni("DEL", pod, &conf());
@@ -243,10 +261,34 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
         ("no version", with("cniVersion", Value::Null), &[], 1, "\"0.1.0\" is not supported"),
         ("an unknown version", with("cniVersion", json!("9.9.9")), &[], 1, "\"9.9.9\" is not supported"),
         ("no ranges", with("ranges", json!([])), &[], 7, "no [network.test]"),
-        ("a range that is none", ranges(json!({ "subnet": "10.0.0.0" })), &[], 6, "parse the network configuration"),
-        ("an unknown key in a range", ranges(json!({ "subnet": "10.0.0.0/24", "rangeBegin": "10.0.0.5" })), &[], 6, "rangeBegin"),
-        ("a start outside", ranges(json!({ "subnet": "10.0.0.0/24", "rangeStart": "10.1.0.5" })), &[], 7, "10.1.0.5"),
-        ("a host port", with("runtimeConfig", json!({ "portMappings": [{ "HostPort": 80 }] })), &[], 2, "host port 80"),
+        (
+            "a range that is none",
+            ranges(json!({ "subnet": "10.0.0.0" })),
+            &[],
+            6,
+            "parse the network configuration",
+        ),
+        (
+            "an unknown key in a range",
+            ranges(json!({ "subnet": "10.0.0.0/24", "rangeBegin": "10.0.0.5" })),
+            &[],
+            6,
+            "rangeBegin",
+        ),
+        (
+            "a start outside",
+            ranges(json!({ "subnet": "10.0.0.0/24", "rangeStart": "10.1.0.5" })),
+            &[],
+            7,
+            "10.1.0.5",
+        ),
+        (
+            "a host port",
+            with("runtimeConfig", json!({ "portMappings": [{ "HostPort": 80 }] })),
+            &[],
+            2,
+            "host port 80",
+        ),
         ("no command", good.clone(), &[("CNI_COMMAND", "")], 4, "CNI_COMMAND is missing"),
         ("an unknown command", good.clone(), &[("CNI_COMMAND", "ATTACH")], 4, "\"ATTACH\""),
         ("no container", good.clone(), &[("CNI_CONTAINERID", "")], 4, "CNI_CONTAINERID is missing"),
@@ -258,7 +300,13 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
         ("a file as namespace", good.clone(), &[("CNI_NETNS", file)], 4, "plain"),
         ("a mount namespace", good.clone(), &[("CNI_NETNS", "/proc/self/ns/mnt")], 4, "/proc/self/ns/mnt"),
         ("a store that is a file", good.clone(), &[("WEFT_RUN_DIR", file)], 101, "plain/store"),
-        ("a configuration that is absent", good.clone(), &[("WEFT_CONFIG", "/absent.toml")], 104, "/absent.toml"),
+        (
+            "a configuration that is absent",
+            good.clone(),
+            &[("WEFT_CONFIG", "/absent.toml")],
+            104,
+            "/absent.toml",
+        ),
     ];
     for (what, conf, env, code, text) in cases {
         let answer = node.cni_with("ADD", "a", conf, |command| {
@@ -374,7 +422,9 @@ fn cleanup_leaves_nothing() {
     node.weft(&["cleanup"]);
     wait_until("the links are gone", || node.links().is_empty());
     assert_eq!(node.routes(), [""; 0]);
-    let left = |dir: &std::path::Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let left = |dir: &std::path::Path| {
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
     assert!(!node.dir.path().join("bpf/weft").exists());
     assert_eq!(left(&node.run_dir()), [] as [std::path::PathBuf; 0]);
     node.weft(&["cleanup"]);

@@ -43,7 +43,10 @@ pub(crate) fn release(store: &Store, owner: &Owner) -> Vec<IpAddr> {
 }
 
 /// Opens the files without the crate under test; no `Store` may be open on the folder in this process.
-pub(crate) fn raw<T>(dir: &Path, with: impl FnOnce(&Database<'static, Bytes, Bytes>, &mut RwTxn<'_>) -> T) -> T {
+pub(crate) fn raw<T>(
+    dir: &Path,
+    with: impl FnOnce(&Database<'static, Bytes, Bytes>, &mut RwTxn<'_>) -> T,
+) -> T {
     let mut options = EnvOpenOptions::new();
     options.map_size(1 << 30);
     // SAFETY: the files are the test's own and on no remote file system.
@@ -63,7 +66,10 @@ pub(crate) fn raw<T>(dir: &Path, with: impl FnOnce(&Database<'static, Bytes, Byt
 /// freed rows are the free addresses, each once and in the order of freeing. Returns owner and address of each lease.
 pub(crate) fn audit(dir: &Path) -> Vec<(Vec<u8>, IpAddr)> {
     let rows: Vec<(Vec<u8>, Vec<u8>)> = raw(dir, |rows, txn| {
-        rows.iter(txn).unwrap().map(|row| row.map(|(key, value)| (key.into(), value.into())).unwrap()).collect()
+        rows.iter(txn)
+            .unwrap()
+            .map(|row| row.map(|(key, value)| (key.into(), value.into())).unwrap())
+            .collect()
     });
     let table = |table: u8| rows.iter().filter(move |(key, _)| key[0] == table);
     let mut leased = BTreeMap::new();
@@ -82,7 +88,8 @@ pub(crate) fn audit(dir: &Path) -> Vec<(Vec<u8>, IpAddr)> {
             leases.push((key[1..].to_vec(), ip(chunk)));
         }
     }
-    let of_leases: BTreeMap<IpAddr, Vec<u8>> = leases.iter().map(|(owner, ip)| (*ip, owner.clone())).collect();
+    let of_leases: BTreeMap<IpAddr, Vec<u8>> =
+        leases.iter().map(|(owner, ip)| (*ip, owner.clone())).collect();
     assert_eq!(of_leases.len(), leases.len(), "an address has two owners");
     assert_eq!(of_leases, leased, "lease rows and address rows differ");
     for (key, value) in table(1) {
@@ -99,22 +106,31 @@ fn audit_pool<'r>(
     queue: impl Iterator<Item = &'r (Vec<u8>, Vec<u8>)>,
 ) {
     let (first, last) = (ip(&key[1..]), ip(&[&key[1..2], &value[..16]].concat()));
-    let holes: Vec<(IpAddr, IpAddr)> =
-        value[56..].chunks(32).map(|hole| (ip(&[&key[1..2], &hole[..16]].concat()), ip(&[&key[1..2], &hole[16..]].concat()))).collect();
+    let holes: Vec<(IpAddr, IpAddr)> = value[56..]
+        .chunks(32)
+        .map(|hole| (ip(&[&key[1..2], &hole[..16]].concat()), ip(&[&key[1..2], &hole[16..]].concat())))
+        .collect();
     let within = |ip: &IpAddr| {
         (first..=last).contains(ip) && !holes.iter().any(|(from, to)| (*from..=*to).contains(ip))
     };
-    assert_eq!(u64_of(&value[32..]), leased.iter().filter(|ip| within(ip)).count() as u64, "counter of leases");
+    assert_eq!(
+        u64_of(&value[32..]),
+        leased.iter().filter(|ip| within(ip)).count() as u64,
+        "counter of leases"
+    );
     let (head, tail) = (u64_of(&value[40..]), u64_of(&value[48..]));
     let queue: Vec<_> = queue.filter(|(queued, _)| queued[1..18] == key[1..18]).collect();
     let numbers: Vec<u64> = queue.iter().map(|(queued, _)| u64_of(&queued[18..])).collect();
     assert_eq!(numbers, (head..tail).collect::<Vec<_>>(), "freed rows without gaps");
     let times: Vec<u64> = queue.iter().map(|(_, value)| u64_of(&value[16..])).collect();
     assert!(times.is_sorted(), "freed rows in the order of freeing");
-    let queued: BTreeMap<IpAddr, u64> =
-        queue.iter().map(|(key, value)| (ip(&[&key[1..2], &value[..16]].concat()), u64_of(&value[16..]))).collect();
+    let queued: BTreeMap<IpAddr, u64> = queue
+        .iter()
+        .map(|(key, value)| (ip(&[&key[1..2], &value[..16]].concat()), u64_of(&value[16..])))
+        .collect();
     assert_eq!(queued.len(), queue.len(), "an address is free twice");
-    let free: BTreeMap<IpAddr, u64> = freed.iter().filter(|(ip, _)| within(ip)).map(|(ip, at)| (*ip, *at)).collect();
+    let free: BTreeMap<IpAddr, u64> =
+        freed.iter().filter(|(ip, _)| within(ip)).map(|(ip, at)| (*ip, *at)).collect();
     assert_eq!(queued, free, "freed rows and address rows differ");
 }
 

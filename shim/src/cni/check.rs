@@ -86,7 +86,9 @@ async fn link(netlink: &Netlink, name: &str, mac: &str) -> Result<u32, Deviation
 async fn pod_side(inside: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
     let looking = looking("the pod's addresses and routes");
     let addresses = inside.addresses(index).await.map_err(&looking)?;
-    missing(addresses.contains(&(address, host_prefix(address))), || format!("address {address} in the pod"))?;
+    missing(addresses.contains(&(address, host_prefix(address))), || {
+        format!("address {address} in the pod")
+    })?;
     let gateway = gateway(&address);
     for route in pod_routes(gateway, index) {
         let there = inside.has_route(&route).await.map_err(&looking)?;
@@ -113,7 +115,9 @@ fn fast_path(config: &Config, record: &Record, host_index: u32) -> Result<(), De
     missing(attached, || format!("the program on link {}", record.host_link))?;
     for address in &record.addresses {
         let entry = fast_path.pod(*address).map_err(Deviation::FastPath)?;
-        missing(entry.is_some_and(|entry| entry.ifindex == host_index), || format!("map entry of {address}"))?;
+        missing(entry.is_some_and(|entry| entry.ifindex == host_index), || {
+            format!("map entry of {address}")
+        })?;
     }
     Ok(())
 }

@@ -131,7 +131,8 @@ impl Conf {
     /// The ranges of the configuration, else those of the node's configuration under the same name.
     pub(super) fn network(&self, config: &Config) -> Result<Network, Failure> {
         let node = config.network.get(&self.name);
-        let ranges = if self.ranges.is_empty() { node.map_or(&[][..], |node| &node.ranges) } else { &self.ranges };
+        let ranges =
+            if self.ranges.is_empty() { node.map_or(&[][..], |node| &node.ranges) } else { &self.ranges };
         network(&self.name, ranges, self.mtu.or(node.and_then(|node| node.mtu)))
     }
 
@@ -144,7 +145,10 @@ impl Conf {
         let limits = self.runtime.bandwidth.as_ref();
         if limits.is_some_and(|limits| limits.ingress_rate != 0 || limits.egress_rate != 0) {
             let wanted = "a bandwidth limit".into();
-            return Err(Failure::Unsupported { wanted, remedy: "remove the bandwidth annotations of the pod" });
+            return Err(Failure::Unsupported {
+                wanted,
+                remedy: "remove the bandwidth annotations of the pod",
+            });
         }
         Ok(())
     }
@@ -212,9 +216,14 @@ mod tests {
 
     #[test]
     fn a_host_port_is_refused_rather_than_forgotten() {
-        let conf = parse(r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"HostPort":80}]}}"#).unwrap();
+        let conf =
+            parse(r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"HostPort":80}]}}"#)
+                .unwrap();
         let err = conf.refuse_unsupported().unwrap_err();
-        assert_eq!(err.to_string(), "host port 80 is not supported by this version: chain the portmap plugin behind weft");
+        assert_eq!(
+            err.to_string(),
+            "host port 80 is not supported by this version: chain the portmap plugin behind weft"
+        );
     }
 
     #[test]

@@ -51,7 +51,8 @@ impl Env {
     pub(super) fn read(command: Command) -> Result<Env, Failure> {
         let container = required("CNI_CONTAINERID")?;
         if !is_identifier(&container) {
-            let problem = format!("is {container:?}, want letters, digits, '_', '.' and '-' after a letter or digit");
+            let problem =
+                format!("is {container:?}, want letters, digits, '_', '.' and '-' after a letter or digit");
             return Err(Failure::Variable { name: "CNI_CONTAINERID", problem });
         }
         let interface = required("CNI_IFNAME")?.parse().map_err(Failure::Interface)?;
@@ -68,7 +69,11 @@ impl Env {
 
     pub(super) fn pod(&self) -> PodName {
         let value = |key| self.arg(key).unwrap_or_default().to_owned();
-        PodName { namespace: value("K8S_POD_NAMESPACE"), name: value("K8S_POD_NAME"), uid: value("K8S_POD_UID") }
+        PodName {
+            namespace: value("K8S_POD_NAMESPACE"),
+            name: value("K8S_POD_NAME"),
+            uid: value("K8S_POD_UID"),
+        }
     }
 
     /// A CRI runtime unmounts the namespace as soon as DEL returns (containerd's sandbox_stop.go); anybody else may
@@ -81,7 +86,11 @@ impl Env {
     }
 
     fn arg(&self, key: &str) -> Option<&str> {
-        self.args.split(';').filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
+        self.args
+            .split(';')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
     }
 }
 
@@ -92,7 +101,9 @@ fn is_identifier(text: &str) -> bool {
 
 fn variable(name: &'static str) -> Result<Option<String>, Failure> {
     match std::env::var_os(name).map(std::ffi::OsString::into_string) {
-        Some(Err(text)) => Err(Failure::Variable { name, problem: format!("is not UTF-8: {}", text.display()) }),
+        Some(Err(text)) => {
+            Err(Failure::Variable { name, problem: format!("is not UTF-8: {}", text.display()) })
+        }
         Some(Ok(text)) if !text.is_empty() => Ok(Some(text)),
         _ => Ok(None),
     }
@@ -112,7 +123,9 @@ mod tests {
 
     #[test]
     fn a_pod_is_named_by_the_arguments_of_a_cri_runtime() {
-        let env = env("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u");
+        let env = env(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u",
+        );
         let pod = PodName { namespace: "default".into(), name: "web".into(), uid: "u".into() };
         assert_eq!(env.pod(), pod);
         assert_eq!(env.links(), Links::DieWithNamespace);

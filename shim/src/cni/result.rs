@@ -50,7 +50,10 @@ fn route(address: &IpAddr) -> Value {
 
 fn dns(dns: &Dns) -> Value {
     let lists = [("nameservers", &dns.nameservers), ("search", &dns.search), ("options", &dns.options)];
-    let lists = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(key, list)| (key.to_owned(), json!(list)));
+    let lists = lists
+        .into_iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(key, list)| (key.to_owned(), json!(list)));
     let domain = dns.domain.iter().map(|domain| ("domain".to_owned(), json!(domain)));
     Value::Object(lists.chain(domain).collect::<Map<_, _>>())
 }

@@ -39,7 +39,8 @@ fn row(record: &Record) -> [String; 6] {
 
 /// Program versions and counters; a node without programs is a state, not an error.
 pub(super) fn status(config: &Config, format: Format, out: &mut impl Write) -> Result<(), Error> {
-    let (Some(versions), Some(fast_path)) = (FastPath::status(&config.bpf_dir)?, open_fast_path(config)?) else {
+    let (Some(versions), Some(fast_path)) = (FastPath::status(&config.bpf_dir)?, open_fast_path(config)?)
+    else {
         return match format {
             Format::Json => print_json(out, &json!({ "loaded": false })),
             Format::Table => writeln!(out, "programs: not loaded").map_err(Error::Print),
@@ -55,11 +56,15 @@ pub(super) fn status(config: &Config, format: Format, out: &mut impl Write) -> R
     if format == Format::Json {
         let ways: serde_json::Map<String, Value> =
             ways.into_iter().map(|(way, counter)| (way.to_owned(), counter_json(counter))).collect();
-        return print_json(out, &json!({ "loaded": true, "version": versions.program, "mode": versions.mode.to_string(), "counters": ways }));
+        return print_json(
+            out,
+            &json!({ "loaded": true, "version": versions.program, "mode": versions.mode.to_string(), "counters": ways }),
+        );
     }
     writeln!(out, "programs: version {}, {}", versions.program, versions.mode).map_err(Error::Print)?;
     let header = ["WAY", "PACKETS", "BYTES"].map(str::to_owned);
-    let rows = ways.map(|(way, counter)| [way.to_owned(), counter.packets.to_string(), counter.bytes.to_string()]);
+    let rows =
+        ways.map(|(way, counter)| [way.to_owned(), counter.packets.to_string(), counter.bytes.to_string()]);
     table(out, std::iter::once(header).chain(rows).collect())
 }
 

@@ -111,9 +111,19 @@ impl Node {
     }
 
     /// The same, with the environment changed by `change`.
-    pub(crate) fn cni_with(&self, verb: &str, name: &str, conf: &str, change: impl FnOnce(&mut Command)) -> Answer {
+    pub(crate) fn cni_with(
+        &self,
+        verb: &str,
+        name: &str,
+        conf: &str,
+        change: impl FnOnce(&mut Command),
+    ) -> Answer {
         let mut command = self.command(env!("CARGO_BIN_EXE_weft-cni"));
-        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", name).env("CNI_IFNAME", "eth0").env("CNI_PATH", "/");
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", name)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/");
         change(&mut command);
         let output = self.run(&mut command, conf);
         let text = String::from_utf8(output.stdout).unwrap();

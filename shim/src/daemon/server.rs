@@ -1,0 +1,134 @@
+//! The daemon: one listener, one thread, until no task and no sandbox is left.
+//!
+//! No thread is ever started (no `tokio::fs`, no `spawn_blocking`): setns(2) moves a thread, not a process, and
+//! `/proc/<pid>/ns` shows the namespaces of the main one.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use super::args::Args;
+use super::{Error, io_error, logger, socket};
+use crate::config::Config;
+use crate::events::Events;
+use crate::network::{self, Scope};
+use crate::reaper::{self, Reaper};
+use crate::sandbox::{self, Sandbox};
+use crate::task::{self, TaskContext, Tasks};
+
+/// How long containerd may take for the last events; a client that has gone takes none.
+const FLUSH: Duration = Duration::from_secs(1);
+
+fn system(op: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
+    move |source| Error::System { op, source }
+}
+
+/// Serves until the last task and the sandbox are gone.
+pub(super) fn serve(args: &Args) -> Result<(), Error> {
+    let listener = take_listener()?;
+    let of_socket = listener.local_addr().map_err(io_error("find the socket's path"))?;
+    let path = of_socket.as_pathname().map(PathBuf::from).unwrap_or_default();
+    if let Err(err) = logger::open(&args.id, args.debug) {
+        // Not a reason to refuse a pod; there is no place left to say it.
+        log::trace!("{err}");
+    }
+    nix::unistd::setsid().map_err(system("leave containerd's session"))?;
+    nix::sys::prctl::set_name(c"containerd-shim").map_err(system("name the process"))?;
+    reaper::become_subreaper().map_err(system("become a subreaper"))?;
+    prefer_containers_when_memory_is_short();
+    let config = Arc::new(Config::load()?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    runtime.map_err(io_error("start the event loop"))?.block_on(run(args, config, listener, path))
+}
+
+/// `start` has put the listener where standard input was.
+fn take_listener() -> Result<StdUnixListener, Error> {
+    let fd = std::io::stdin().as_fd().try_clone_to_owned().map_err(io_error("take the listener"))?;
+    let listener = StdUnixListener::from(fd);
+    let null = std::fs::File::open("/dev/null").map_err(io_error("open /dev/null"))?;
+    nix::unistd::dup2_stdin(null).map_err(system("close standard input"))?;
+    listener.set_nonblocking(true).map_err(io_error("take the listener"))?;
+    Ok(listener)
+}
+
+/// containerd itself is the last to be killed (-999); a shim is the last but one, and its containers choose.
+fn prefer_containers_when_memory_is_short() {
+    let file = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(score) = score
+        && let Err(err) = std::fs::write(file, (score + 1).min(1000).to_string())
+    {
+        log::debug!("oom_score_adj stays at {score}: {err}");
+    }
+}
+
+async fn run(
+    args: &Args,
+    config: Arc<Config>,
+    listener: StdUnixListener,
+    path: PathBuf,
+) -> Result<(), Error> {
+    let idle = Arc::new(Notify::new());
+    let reaper = Reaper::start().map_err(io_error("watch for ended children"))?;
+    let owner = sandbox::Owner { namespace: args.namespace.clone(), id: args.id.clone() };
+    let events = Arc::new(Events::start(std::env::var("TTRPC_ADDRESS").ok().as_deref(), &args.namespace));
+    let network = network::service(Arc::clone(&config), Scope::Container(args.id.clone()));
+    let sandbox = Sandbox::new(Arc::clone(&config), owner, Arc::clone(&reaper), Arc::clone(&idle));
+    let tasks = Tasks::new(TaskContext {
+        config,
+        namespace: args.namespace.clone(),
+        events: Arc::clone(&events),
+        reaper,
+        sandbox: Arc::clone(&sandbox),
+        idle: Arc::clone(&idle),
+    });
+    let listener = UnixListener::from_std(listener).map_err(io_error("take the listener"))?;
+    let mut server = Server::new()
+        .add_listener(Listener::new(accept(listener)))
+        .register_service(sandbox::service::service(Arc::clone(&sandbox), Arc::clone(&tasks)))
+        .register_service(task::services(Arc::clone(&tasks)))
+        .register_service(network);
+    server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
+    until_idle(&idle, || tasks.is_empty() && !sandbox.is_live()).await?;
+    events.flush(FLUSH).await;
+    socket::remove(&path).map_err(io_error("remove the socket"))?;
+    // Returns when every reply is written: the last one is to the call that ended the pod.
+    server.shutdown().await.map_err(|source| Error::Serve { op: "close the connections", source })
+}
+
+/// Waits for a call that leaves nothing to do. Signals are not a reason to leave a pod alone.
+async fn until_idle(idle: &Notify, nothing_left: impl Fn() -> bool) -> Result<(), Error> {
+    let mut term = signal(SignalKind::terminate()).map_err(io_error("handle SIGTERM"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(io_error("handle SIGINT"))?;
+    loop {
+        tokio::select! {
+            () = idle.notified() => if nothing_left() { return Ok(()) },
+            _ = term.recv() => log::info!("SIGTERM is ignored while a pod lives"),
+            _ = int.recv() => log::info!("SIGINT is ignored while a pod lives"),
+        }
+    }
+}
+
+/// Connections of our own user; others are closed at once.
+fn accept(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> + Send {
+    stream::unfold(listener, async |listener| {
+        loop {
+            match listener.accept().await.and_then(|(peer, _)| Ok((peer.peer_cred()?.uid(), peer))) {
+                Ok((uid, peer)) if uid == nix::unistd::geteuid().as_raw() => {
+                    return Some((Ok(peer), listener));
+                }
+                Ok((uid, _)) => log::warn!("refuse a connection of user {uid}"),
+                Err(err) => return Some((Err(err), listener)),
+            }
+        }
+    })
+}

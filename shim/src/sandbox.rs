@@ -1,0 +1,227 @@
+//! A pod's sandbox: this process itself, between [`Sandbox::create`] and [`Sandbox::stop`].
+//!
+//! There is no pause process. To create the sandbox the daemon enters the pod's network namespace and its own new IPC
+//! and UTS namespaces; containers join `/proc/<pid>/ns/*` of the daemon. Only a shared PID namespace needs a child,
+//! because a process cannot change its own: `sandbox-init`. To stop it the daemon goes back to the node's namespaces,
+//! and the pod's die as soon as no container holds them, though the daemon lives on until it is told to shut down.
+
+mod cgroup;
+mod files;
+pub(crate) mod init;
+mod instance;
+pub(crate) mod leftovers;
+mod namespaces;
+mod plan;
+mod process;
+pub(crate) mod service;
+mod spec;
+mod state;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use nix::errno::Errno;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+use crate::config::Config;
+use crate::pod::{self, DetachError, Links};
+use crate::reaper::{Child, Exit, Reaper};
+use crate::task::Tasks;
+
+use instance::Instance;
+
+/// Why a sandbox is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("sandbox {0} is not this shim's")]
+    Unknown(String),
+    #[error("sandbox {0} exists already")]
+    Exists(String),
+    #[error("sandbox {0} is not running")]
+    NotRunning(String),
+    #[error("user namespaces are not supported")]
+    UserNamespace,
+    #[error("sandbox options: got {0}, want runtime.v1.PodSandboxConfig")]
+    Options(String),
+    #[error("decode runtime.v1.PodSandboxConfig")]
+    Decode(#[source] protobuf::Error),
+    #[error("sysctl {0} belongs to no namespace of the pod")]
+    NodeSysctl(String),
+    #[error("cgroup parent {0:?} leads upwards")]
+    CgroupParent(String),
+    #[error("state of another version: got {got}, want at most {want}")]
+    Version { got: u32, want: u32 },
+    #[error("{op} {}", path.display())]
+    File { op: &'static str, path: PathBuf, source: io::Error },
+    #[error("parse {}", path.display())]
+    State { path: PathBuf, source: serde_json::Error },
+    #[error("{op}")]
+    Io { op: &'static str, source: io::Error },
+    #[error("{op}")]
+    System { op: &'static str, source: Errno },
+    #[error("detach the network")]
+    Detach(#[source] DetachError),
+    #[error("{}", crate::error::all(.0))]
+    Several(Vec<Error>),
+}
+
+/// Whose shim this is.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner {
+    /// containerd's namespace.
+    pub(crate) namespace: String,
+    /// The id of the sandbox, or of the first container of a group.
+    pub(crate) id: String,
+}
+
+/// The sandbox of this process, if there is one: a shim of plain tasks never has.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    config: Arc<Config>,
+    owner: Owner,
+    reaper: Arc<Reaper>,
+    /// Woken when the daemon may have nothing left to do.
+    idle: Arc<Notify>,
+    /// From `create` to `shutdown`. Never held across an await.
+    instance: Mutex<Option<Instance>>,
+    /// Held for a whole stop, so that a second one waits for the first and then finds nothing to do.
+    stopping: tokio::sync::Mutex<()>,
+    /// How the sandbox has ended, for all who wait.
+    end: watch::Sender<Option<Exit>>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        owner: Owner,
+        reaper: Arc<Reaper>,
+        idle: Arc<Notify>,
+    ) -> Arc<Sandbox> {
+        let (instance, stopping, end) =
+            (Mutex::default(), tokio::sync::Mutex::default(), watch::Sender::new(None));
+        Arc::new(Sandbox { config, owner, reaper, idle, instance, stopping, end })
+    }
+
+    /// Whether there is a sandbox that has not been shut down; the daemon lives as long.
+    pub(crate) fn is_live(&self) -> bool {
+        self.instance().is_some()
+    }
+
+    /// The process that has the pod's namespaces, if `id` is the pod's.
+    pub(crate) fn pid(&self, id: &str) -> Option<u32> {
+        let instance = self.instance();
+        instance.as_ref().filter(|_| id == self.owner.id).map(|instance| instance.facts().reported)
+    }
+
+    /// Completes the OCI configuration of a container that is to run in the pod: files, shared memory, namespaces.
+    /// Leaves it alone where there is no sandbox.
+    ///
+    /// # Errors
+    /// If the sandbox has ended: the container would run in the node's namespaces.
+    pub(crate) fn adapt_spec(&self, spec: &mut Value) -> Result<(), Error> {
+        let Some(instance) = &*self.instance() else {
+            return Ok(());
+        };
+        if !self.is_running(instance) {
+            return Err(Error::NotRunning(self.owner.id.clone()));
+        }
+        instance.facts().adapt(spec);
+        Ok(())
+    }
+
+    /// Becomes the sandbox. Without an await, so it is never left half done by a client that goes away.
+    ///
+    /// # Errors
+    /// Whatever was made is unmade.
+    fn create(self: &Arc<Self>, request: CreateSandboxRequest) -> Result<(), Error> {
+        let mut slot = self.instance();
+        if slot.is_some() {
+            return Err(Error::Exists(self.owner.id.clone()));
+        }
+        let (mut instance, child) = Instance::create(&self.config, &self.owner, &self.reaper, request)?;
+        if let (Some(init), Some(child)) = (&mut instance.init, child) {
+            init.followed = Some(tokio::spawn(Arc::clone(self).follow(child)));
+        }
+        *slot = Some(instance);
+        Ok(())
+    }
+
+    /// Without its process 1 no container can start in a shared PID namespace: the sandbox has ended.
+    async fn follow(self: Arc<Self>, mut init: Child) {
+        let exit = init.exit().await;
+        self.has_ended(exit);
+    }
+
+    /// The first end counts.
+    fn has_ended(&self, exit: Exit) {
+        self.end.send_if_modified(|end| match end {
+            Some(_) => false,
+            None => {
+                *end = Some(exit);
+                true
+            }
+        });
+    }
+
+    fn is_running(&self, instance: &Instance) -> bool {
+        instance.started && self.end.borrow().is_none()
+    }
+
+    /// Ends what still runs in the pod, leaves its namespaces and its cgroup, and detaches its network.
+    ///
+    /// # Errors
+    /// All of them; a step that fails keeps no other from being done, and a repeated stop does all of them again.
+    async fn stop(&self, tasks: &Tasks) -> Result<(), Error> {
+        let _one_at_a_time = self.stopping.lock().await;
+        if self.instance().as_ref().is_none_or(|instance| instance.stopped) {
+            return Ok(());
+        }
+        // From here on no container can join.
+        let init = self.instance().as_mut().and_then(|instance| {
+            instance.started = false;
+            instance.init.take()
+        });
+        tasks.kill_all().await;
+        let mut errors = Vec::new();
+        if let Some(init) = init {
+            errors.extend(init.end().await.err());
+        }
+        let left = self.instance().as_mut().map(|instance| instance.leave());
+        let is_home = left.as_ref().is_none_or(|left| left.is_home);
+        errors.extend(left.into_iter().flat_map(|left| left.errors));
+        if is_home
+            && let Err(err) = pod::detach_all(&self.config, &self.owner.id, Links::DieWithNamespace).await
+        {
+            errors.push(Error::Detach(err));
+        }
+        self.has_ended(Exit { status: 0, at: SystemTime::now() });
+        if !errors.is_empty() {
+            return Err(Error::Several(errors));
+        }
+        if let Some(instance) = &mut *self.instance() {
+            instance.stopped = true;
+        }
+        Ok(())
+    }
+
+    /// Stops the sandbox if need be, removes its files, and lets the daemon end.
+    ///
+    /// # Errors
+    /// All of them. The daemon ends nevertheless; the files stay then, and `delete`, which containerd runs next, tries
+    /// once more with what they say.
+    async fn shutdown(&self, tasks: &Tasks) -> Result<(), Error> {
+        let stopped = self.stop(tasks).await;
+        let instance = self.instance().take();
+        self.idle.notify_one();
+        stopped?;
+        instance.map_or(Ok(()), |instance| instance.remove())
+    }
+
+    fn instance(&self) -> MutexGuard<'_, Option<Instance>> {
+        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

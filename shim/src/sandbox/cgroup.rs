@@ -1,0 +1,208 @@
+//! The sandbox's own cgroup, `<cgroup_parent>/<id>`, in every mounted hierarchy.
+//!
+//! The shim's process is in it while the pod runs, so that what the sandbox uses counts for the pod, and leaves it
+//! when the pod stops, because the kubelet kills whatever is left in a pod's cgroup. No limit is set here: that is
+//! the business of whoever made the parent. Like an OCI runtime, this makes missing parents and removes only the leaf.
+//! Version 2 counts only where it is alone: beside version 1 it has no controllers, and nobody cleans up there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// One mounted hierarchy, and where in it this process was when the daemon started.
+#[derive(Debug)]
+struct Hierarchy {
+    mount: PathBuf,
+    home: PathBuf,
+    unified: bool,
+}
+
+/// The node's hierarchies.
+#[derive(Debug)]
+pub(super) struct Hierarchies(Vec<Hierarchy>);
+
+/// The pod's cgroup.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Cgroup {
+    /// As the OCI configuration spells it (`cgroupsPath`).
+    pub(super) oci_path: String,
+    /// `cgroup_parent`, below the root of each hierarchy: what the whole pod uses.
+    pub(super) pod: PathBuf,
+    /// The sandbox's own, one per hierarchy.
+    leaves: Vec<PathBuf>,
+}
+
+impl Hierarchies {
+    /// Reads what is mounted, and where this process is.
+    pub(super) fn here() -> io::Result<Hierarchies> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let member = std::fs::read_to_string("/proc/self/cgroup")?;
+        let mut all: Vec<Hierarchy> = mounts.lines().filter_map(|line| hierarchy(line, &member)).collect();
+        if !all.iter().all(|one| one.unified) {
+            all.retain(|one| !one.unified);
+        }
+        Ok(Hierarchies(all))
+    }
+
+    /// Puts this process back where it was; all that cannot be done is returned.
+    pub(super) fn come_home(&self) -> Vec<Error> {
+        let join = |hierarchy: &Hierarchy| join(&below(&hierarchy.mount, &hierarchy.home)).err();
+        self.0.iter().filter_map(join).collect()
+    }
+}
+
+/// A line of proc_pid_mountinfo(5), if it is a hierarchy: `… <root> <mount> <options> … - <type> <source> <super>`.
+fn hierarchy(line: &str, member: &str) -> Option<Hierarchy> {
+    let (left, right) = line.split_once(" - ")?;
+    let mount = left.split(' ').nth(4)?;
+    let mut right = right.split(' ');
+    let (kind, options) = (right.next()?, right.nth(1)?);
+    let offered: Vec<&str> = options.split(',').collect();
+    // proc_pid_cgroup is `<number>:<controllers>:<path>`; version 2 names no controllers.
+    let home = member.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let same = match kind {
+            "cgroup2" => controllers.is_empty(),
+            "cgroup" => !controllers.is_empty() && controllers.split(',').all(|name| offered.contains(&name)),
+            _ => false,
+        };
+        same.then(|| PathBuf::from(path))
+    })?;
+    Some(Hierarchy { mount: mount.into(), home, unified: kind == "cgroup2" })
+}
+
+impl Cgroup {
+    /// The cgroup of a pod below `parent`; nothing is made yet.
+    ///
+    /// # Errors
+    /// If `parent` leads upwards.
+    pub(super) fn plan(hierarchies: &Hierarchies, parent: &str, id: &str) -> Result<Cgroup, Error> {
+        if Path::new(parent).components().any(|part| part == std::path::Component::ParentDir) {
+            return Err(Error::CgroupParent(parent.into()));
+        }
+        let slice = parent.rsplit('/').next().filter(|name| name.ends_with(".slice"));
+        let (pod, leaf, oci_path) = match slice {
+            Some(slice) => {
+                (expand(slice), format!("cri-containerd-{id}.scope"), format!("{slice}:cri-containerd:{id}"))
+            }
+            None => {
+                (Path::new("/").join(parent), id.to_owned(), format!("{}/{id}", parent.trim_end_matches('/')))
+            }
+        };
+        let leaf = pod.join(leaf);
+        let leaves = hierarchies.0.iter().map(|one| below(&one.mount, &leaf)).collect();
+        Ok(Cgroup { oci_path, pod, leaves })
+    }
+
+    /// Makes what is missing and puts this process in.
+    pub(super) fn join(&self) -> Result<(), Error> {
+        self.leaves.iter().try_for_each(|leaf| {
+            make(leaf)?;
+            join(leaf)
+        })
+    }
+
+    /// Removes the sandbox's own, which may be gone; all that cannot be done is returned.
+    pub(super) fn remove(&self) -> Vec<Error> {
+        let remove = |dir: &PathBuf| match std::fs::remove_dir(dir) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                Some(Error::File { op: "remove cgroup", path: dir.clone(), source: err })
+            }
+            _ => None,
+        };
+        self.leaves.iter().filter_map(remove).collect()
+    }
+}
+
+/// Makes a cgroup and its parents; another pod may be making the same parents.
+fn make(dir: &Path) -> Result<(), Error> {
+    if dir.exists() {
+        return Ok(());
+    }
+    dir.parent().map_or(Ok(()), make)?;
+    match std::fs::create_dir(dir) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::File { op: "create cgroup", path: dir.into(), source: err })
+        }
+        _ => inherit_cpuset(dir),
+    }
+}
+
+/// `path` is absolute within the hierarchy.
+fn below(mount: &Path, path: &Path) -> PathBuf {
+    mount.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// `0` is the writer (cgroups(7)).
+fn join(dir: &Path) -> Result<(), Error> {
+    let file = dir.join("cgroup.procs");
+    std::fs::write(&file, "0").map_err(|source| Error::File { op: "join cgroup", path: file, source })
+}
+
+/// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)).
+fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = dir.join(name);
+        let parent = dir.parent().map(|parent| parent.join(name)).filter(|file| file.exists());
+        // Version 2 has the files too, when the controller is on, but there empty means "as the parent".
+        if let Some(parent) = parent.filter(|_| !dir.join("cgroup.controllers").exists()) {
+            std::fs::read(&parent)
+                .and_then(|value| std::fs::write(&file, value))
+                .map_err(|source| Error::File { op: "set", path: file, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Where systemd puts a slice: `a-b.slice` is `/a.slice/a-b.slice` (systemd.slice(5)).
+fn expand(slice: &str) -> PathBuf {
+    let name = slice.trim_end_matches(".slice");
+    let mut path = PathBuf::from("/");
+    for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
+        if end > 0 && name != "-" {
+            path.push(format!("{}.slice", &name[..end]));
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_is_expanded_as_systemd_does() {
+        assert_eq!(expand("kubepods-pod1.slice"), Path::new("/kubepods.slice/kubepods-pod1.slice"));
+        assert_eq!(expand("a.slice"), Path::new("/a.slice"));
+        assert_eq!(expand("-.slice"), Path::new("/"));
+    }
+
+    #[test]
+    fn hierarchies_of_both_versions_are_found() {
+        let member = "4:memory:/x\n3:cpu,cpuacct:/y\n2:name=systemd:/\n0::/z\n";
+        let find = |line| hierarchy(line, member).map(|found| (found.mount, found.home));
+        let v1 = "33 32 0:30 / /sys/fs/cgroup/cpu rw,nosuid shared:9 - cgroup cgroup rw,cpuacct,cpu";
+        assert_eq!(find(v1), Some(("/sys/fs/cgroup/cpu".into(), "/y".into())));
+        let v2 = "25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(find(v2), Some(("/sys/fs/cgroup".into(), "/z".into())));
+        assert_eq!(find("26 20 0:23 / /proc rw - proc proc rw"), None);
+    }
+
+    #[test]
+    fn the_parent_decides_between_path_and_scope() {
+        let one = Hierarchy { mount: "/nowhere".into(), home: "/".into(), unified: false };
+        let hierarchies = Hierarchies(vec![one]);
+        let plain = Cgroup::plan(&hierarchies, "/kubepods/pod1", "abc").unwrap();
+        assert_eq!(plain.leaves, [PathBuf::from("/nowhere/kubepods/pod1/abc")]);
+        assert_eq!(plain.oci_path, "/kubepods/pod1/abc");
+        let scope = Cgroup::plan(&hierarchies, "/kubepods.slice/kubepods-pod1.slice", "abc").unwrap();
+        let want = "/nowhere/kubepods.slice/kubepods-pod1.slice/cri-containerd-abc.scope";
+        assert_eq!(scope.leaves, [PathBuf::from(want)]);
+        assert_eq!(scope.oci_path, "kubepods-pod1.slice:cri-containerd:abc");
+        assert!(matches!(Cgroup::plan(&hierarchies, "/a/../..", "abc"), Err(Error::CgroupParent(_))));
+    }
+}

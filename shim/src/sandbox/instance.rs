@@ -1,0 +1,218 @@
+//! What makes this process a pod's sandbox, step by step, and back.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::cgroup::{Cgroup, Hierarchies};
+use super::files::Dir;
+use super::namespaces::{self, Home};
+use super::plan::Plan;
+use super::process::Process;
+use super::spec::Facts;
+use super::state::State;
+use super::{Error, Owner};
+use crate::config::Config;
+use crate::error::all;
+use crate::reaper::{Child, Reaper};
+
+/// How long `sandbox-init` may take to end before it is killed: it waits for all processes of the pod.
+const END: Duration = Duration::from_secs(2);
+
+/// The sandbox that this process is.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) plan: Plan,
+    pub(super) created: SystemTime,
+    pub(super) started: bool,
+    /// All is undone but the files.
+    pub(super) stopped: bool,
+    dir: Dir,
+    hostname: String,
+    home: Home,
+    hierarchies: Hierarchies,
+    state: State,
+    /// Process 1 of the shared PID namespace, while it runs.
+    pub(super) init: Option<Init>,
+}
+
+/// `sandbox-init`, which ends when `life` is closed.
+#[derive(Debug)]
+pub(super) struct Init {
+    process: Process,
+    life: OwnedFd,
+    /// Over when the process has been reaped.
+    pub(super) followed: Option<JoinHandle<()>>,
+}
+
+/// How far [`Instance::leave`] came.
+pub(super) struct Left {
+    /// Whether the process is in the node's namespaces again.
+    pub(super) is_home: bool,
+    pub(super) errors: Vec<Error>,
+}
+
+fn system(op: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |source| Error::System { op, source }
+}
+
+fn io_error(op: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { op, source }
+}
+
+impl Instance {
+    /// Becomes the sandbox that `request` describes. The second value is process 1 of a shared PID namespace.
+    ///
+    /// # Errors
+    /// Whatever was made is unmade.
+    pub(super) fn create(
+        config: &Config,
+        owner: &Owner,
+        reaper: &Arc<Reaper>,
+        request: CreateSandboxRequest,
+    ) -> Result<(Instance, Option<Child>), Error> {
+        let mut instance = Instance::plan(config, owner, request)?;
+        match instance.enter(reaper) {
+            Ok(init) => Ok((instance, init)),
+            Err(err) => {
+                instance.init = None;
+                let mut errors = instance.leave().errors;
+                errors.extend(instance.remove().err());
+                if !errors.is_empty() {
+                    log::warn!("undo a sandbox that could not be created: {}", all(&errors));
+                }
+                Err(err)
+            }
+        }
+    }
+
+    /// Looks around and changes nothing.
+    fn plan(config: &Config, owner: &Owner, request: CreateSandboxRequest) -> Result<Instance, Error> {
+        let plan = Plan::of(request)?;
+        let hierarchies = Hierarchies::here().map_err(io_error("find the cgroups"))?;
+        let cgroup = match plan.cgroup_parent() {
+            "" => None,
+            parent => Some(Cgroup::plan(&hierarchies, parent, &owner.id)?),
+        };
+        let node = nix::unistd::gethostname().map_err(system("read the node's name"))?;
+        Ok(Instance {
+            hostname: match plan.config.hostname.as_str() {
+                "" => node.to_string_lossy().into_owned(),
+                hostname => hostname.to_owned(),
+            },
+            plan,
+            created: SystemTime::now(),
+            started: false,
+            stopped: false,
+            dir: Dir::of(config, &owner.namespace, &owner.id),
+            home: Home::here().map_err(io_error("open the node's namespaces"))?,
+            hierarchies,
+            state: State::new(cgroup),
+            init: None,
+        })
+    }
+
+    /// Each step may rely on those before: the state is on disk before anything that outlives this process, and the
+    /// child is born in the pod's cgroup and namespaces.
+    fn enter(&mut self, reaper: &Arc<Reaper>) -> Result<Option<Child>, Error> {
+        self.dir.create()?;
+        self.state.save(&self.dir)?;
+        self.dir.write_etc(&self.hostname, self.plan.dns())?;
+        if self.plan.own_ipc {
+            self.dir.mount_shm()?;
+        }
+        if let Some(cgroup) = &self.state.cgroup {
+            cgroup.join()?;
+        }
+        if let Some(netns) = &self.plan.netns {
+            let entered = namespaces::enter_net(netns);
+            entered.map_err(|source| Error::File {
+                op: "enter network namespace",
+                path: netns.clone(),
+                source,
+            })?;
+            namespaces::new_uts(&self.hostname).map_err(system("make the pod's UTS namespace"))?;
+        }
+        if self.plan.own_ipc {
+            namespaces::new_ipc().map_err(system("make the pod's IPC namespace"))?;
+        }
+        for (key, value) in &self.plan.sysctls {
+            let path = format!("/proc/sys/{}", key.replace('.', "/")).into();
+            std::fs::write(&path, value).map_err(|source| Error::File { op: "set", path, source })?;
+        }
+        if self.plan.shared_pid { self.start_init(reaper).map(Some) } else { Ok(None) }
+    }
+
+    fn start_init(&mut self, reaper: &Arc<Reaper>) -> Result<Child, Error> {
+        let start = || {
+            let (end, life) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0(std::env::args_os().next().unwrap_or_default()).arg("sandbox-init").current_dir("/");
+            command.stdin(end).stdout(Stdio::null()).stderr(Stdio::null());
+            let child = namespaces::in_new_pid(|| reaper.spawn(&mut command))?;
+            io::Result::Ok((Init { process: Process::of(child.pid)?, life, followed: None }, child))
+        };
+        let (init, child) = start().map_err(io_error("start sandbox-init"))?;
+        self.state.init = Some(init.process);
+        self.init = Some(init);
+        self.state.save(&self.dir)?;
+        Ok(child)
+    }
+
+    /// Goes back to the node's namespaces and cgroups, and unmounts. Not the files: a status may still be asked for.
+    pub(super) fn leave(&mut self) -> Left {
+        let home = self.home.enter().map_err(system("leave the pod's namespaces"));
+        let is_home = home.is_ok();
+        let mut errors: Vec<Error> = home.err().into_iter().collect();
+        if let Some(cgroup) = &self.state.cgroup {
+            errors.extend(self.hierarchies.come_home());
+            errors.extend(cgroup.remove());
+        }
+        errors.extend(self.dir.unmount_shm().err());
+        Left { is_home, errors }
+    }
+
+    /// Removes the pod's files.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        self.dir.remove()
+    }
+
+    pub(super) fn cgroup(&self) -> Option<&Cgroup> {
+        self.state.cgroup.as_ref()
+    }
+
+    pub(super) fn facts(&self) -> Facts<'_> {
+        let own = std::process::id();
+        Facts {
+            plan: &self.plan,
+            dir: &self.dir,
+            hostname: &self.hostname,
+            cgroups_path: self.cgroup().map(|cgroup| cgroup.oci_path.as_str()),
+            own,
+            reported: self.init.as_ref().map_or(own, |init| init.process.pid),
+        }
+    }
+}
+
+impl Init {
+    /// Ends the process, and with it all others in its PID namespace.
+    pub(super) async fn end(self) -> Result<(), Error> {
+        drop(self.life);
+        let Some(followed) = self.followed else {
+            return Ok(());
+        };
+        match timeout(END, followed).await {
+            Ok(_) => Ok(()),
+            Err(_elapsed) => self.process.kill().map_err(io_error("end sandbox-init")),
+        }
+    }
+}

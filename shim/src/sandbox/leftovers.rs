@@ -1,0 +1,25 @@
+//! Takes a sandbox down from the outside, after its daemon has died.
+
+use super::Error;
+use super::files::Dir;
+use super::state::State;
+use crate::config::Config;
+
+/// Removes all that the pod has left on the node but its network. `None` if there was nothing, else what went wrong;
+/// a step that fails does not keep the others from being done.
+pub(crate) fn remove(config: &Config, namespace: &str, id: &str) -> Option<Vec<Error>> {
+    let dir = Dir::of(config, namespace, id);
+    let mut errors = Vec::new();
+    match State::load(&dir) {
+        Ok(None) => return None,
+        Ok(Some(state)) => {
+            let ended = state.init.map_or(Ok(()), |init| init.kill());
+            errors.extend(ended.err().map(|source| Error::Io { op: "end sandbox-init", source }));
+            errors.extend(state.cgroup.into_iter().flat_map(|cgroup| cgroup.remove()));
+        }
+        Err(err) => errors.push(err),
+    }
+    errors.extend(dir.unmount_shm().err());
+    errors.extend(dir.remove().err());
+    Some(errors)
+}

@@ -1,0 +1,384 @@
+//! The Task service: containers and the processes in them, for one pod.
+//!
+//! A request that changes something runs in a task of its own and is awaited: a client that goes away leaves it whole.
+//! Nothing here waits for a client, and each request of a connection runs by itself; a `Wait` holds up nobody.
+//!
+//! The messages of `containerd.task.v2` and `v3` are the same; [`Tasks`] serves both.
+
+mod cgroup;
+mod console;
+mod container;
+mod counters;
+mod create;
+mod error;
+mod metrics_v1;
+mod metrics_v2;
+mod process;
+mod record;
+mod rootfs;
+mod stdio;
+mod streams;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
+    WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim_async::{Task, create_task};
+use futures_util::future::join_all;
+use protobuf::MessageField;
+use tokio::sync::Notify;
+use ttrpc::asynchronous::{Service, TtrpcContext};
+
+use crate::config::Config;
+use crate::events::Events;
+use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
+
+pub(crate) use cgroup::metrics;
+use container::Container;
+pub(crate) use error::Error;
+use process::{Phase, Process};
+pub(crate) use record::cleanup;
+use stdio::{Paths, Stdio};
+
+/// What the tasks of a shim share with the rest of it.
+#[derive(Debug)]
+pub(crate) struct TaskContext {
+    /// The node's configuration.
+    pub(crate) config: Arc<Config>,
+    /// containerd's namespace.
+    pub(crate) namespace: String,
+    /// Where events go.
+    pub(crate) events: Arc<Events>,
+    /// The parent of every process.
+    pub(crate) reaper: Arc<Reaper>,
+    /// The pod.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// Told when a client asks to shut down and nothing is left to serve.
+    pub(crate) idle: Arc<Notify>,
+}
+
+/// The tasks of a shim.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    context: Arc<TaskContext>,
+    table: Arc<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// `None` while a container is being made.
+    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+}
+
+/// An id that is taken, until its container is there.
+struct Reservation {
+    table: Arc<Table>,
+    id: String,
+}
+
+impl Tasks {
+    /// No tasks yet.
+    pub(crate) fn new(context: TaskContext) -> Arc<Tasks> {
+        Arc::new(Tasks { context: Arc::new(context), table: Arc::default() })
+    }
+
+    /// Neither is there a container nor is one being made.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.containers().is_empty()
+    }
+
+    /// Kills all containers and waits until they are dead, each at most ten seconds. They are not deleted.
+    pub(crate) async fn kill_all(&self) {
+        let all = self.table.all();
+        join_all(all.iter().map(|container| container.kill())).await;
+    }
+
+    /// The living processes that the shim is the parent of.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.table.all().iter().flat_map(|container| container.own_pids()).collect()
+    }
+}
+
+impl Table {
+    fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let container = self.containers().get(id).cloned().flatten();
+        container.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_owned() })
+    }
+
+    fn all(&self) -> Vec<Arc<Container>> {
+        self.containers().values().flatten().cloned().collect()
+    }
+
+    fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Error> {
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            return Err(Error::Exists { kind: "task", id: id.to_owned() });
+        }
+        containers.insert(id.to_owned(), None);
+        Ok(Reservation { table: Arc::clone(self), id: id.to_owned() })
+    }
+
+    /// Whoever takes it out has deleted it.
+    fn take(&self, container: &Arc<Container>) -> Result<(), Error> {
+        let mut containers = self.containers();
+        match containers.get(&container.id) {
+            Some(Some(found)) if Arc::ptr_eq(found, container) => {
+                containers.remove(&container.id);
+                Ok(())
+            }
+            _ => Err(Error::NotFound { kind: "task", id: container.id.clone() }),
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reservation {
+    fn fill(self, container: Arc<Container>) {
+        self.table.containers().insert(self.id.clone(), Some(container));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut containers = self.table.containers();
+        if let Some(None) = containers.get(&self.id) {
+            containers.remove(&self.id);
+        }
+    }
+}
+
+#[async_trait]
+impl Task for Tasks {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        let reservation = self.table.reserve(&request.id)?;
+        let context = Arc::clone(&self.context);
+        let pid = detached(async move {
+            let container = create::create(context, &request).await?;
+            let pid = container.init.pid();
+            reservation.fill(container);
+            Ok(pid)
+        })
+        .await?;
+        Ok(CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let container = self.table.get(&request.id)?;
+        let pid = detached(async move {
+            match request.exec_id.as_str() {
+                "" => container.start().await,
+                exec_id => container.start_exec(exec_id).await,
+            }
+        })
+        .await?;
+        Ok(StartResponse { pid, ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let container = self.table.get(&request.id)?;
+        let table = Arc::clone(&self.table);
+        let (pid, exit) = detached(async move {
+            if !request.exec_id.is_empty() {
+                return container.delete_exec(&request.exec_id).await;
+            }
+            let exit = container.delete().await?;
+            table.take(&container)?;
+            container.deleted(exit);
+            Ok((container.init.pid(), exit))
+        })
+        .await?;
+        let exited_at = MessageField::some(exit.at.into());
+        Ok(DeleteResponse { pid, exit_status: exit.status, exited_at, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let container = self.table.get(&request.id)?;
+        let spec = exec_spec(&request)?;
+        if request.exec_id.is_empty() {
+            return Err(Error::Invalid { field: "exec_id", got: String::new(), want: "a name" }.into());
+        }
+        let paths = Paths {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        container.add_exec(Process::exec(request.exec_id, paths, spec))?;
+        Ok(Empty::default())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let container = match self.table.get(&request.id) {
+            Ok(container) => container,
+            Err(err) => return sandbox_state(self.context.sandbox.pid(&request.id), request, err),
+        };
+        let mut response = container.with(&request.exec_id, |process| {
+            let (exit_status, exited_at) = match process.phase() {
+                Phase::Stopped(exit) => (exit.status, MessageField::some(exit.at.into())),
+                _ => (0, MessageField::none()),
+            };
+            StateResponse {
+                pid: process.pid(),
+                status: container.status(process).into(),
+                stdin: process.paths.stdin.clone(),
+                stdout: process.paths.stdout.clone(),
+                stderr: process.paths.stderr.clone(),
+                terminal: process.paths.terminal,
+                exit_status,
+                exited_at,
+                ..Default::default()
+            }
+        })?;
+        (response.id, response.exec_id) = (request.id, request.exec_id);
+        response.bundle = container.bundle.display().to_string();
+        Ok(response)
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let processes = match (self.table.get(&request.id), self.context.sandbox.pid(&request.id)) {
+            (Ok(container), _) => container.processes(),
+            (Err(_), Some(pid)) => vec![ProcessInfo { pid, ..Default::default() }],
+            (Err(err), None) => return Err(err.into()),
+        };
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let container = self.table.get(&request.id)?;
+        detached(async move { container.pause().await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let container = self.table.get(&request.id)?;
+        detached(async move { container.resume().await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(Error::Unsupported("checkpoint").into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let container = self.table.get(&request.id)?;
+        let number = i32::try_from(request.signal).ok().filter(|number| (1..=64).contains(number));
+        let Some(number) = number else {
+            let got = request.signal.to_string();
+            return Err(Error::Invalid { field: "signal", got, want: "1 to 64" }.into());
+        };
+        detached(async move { container.signal(&request.exec_id, number, request.all).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let size = |field, value: u32| {
+            u16::try_from(value).map_err(|_| Error::Invalid {
+                field,
+                got: value.to_string(),
+                want: "at most 65535",
+            })
+        };
+        let (width, height) = (size("width", request.width)?, size("height", request.height)?);
+        self.table.get(&request.id)?.resize(&request.exec_id, width, height)?;
+        Ok(Empty::default())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        self.table.get(&request.id)?.with(&request.exec_id, |process| {
+            if request.stdin {
+                process.stdio().map(Stdio::close_input);
+            }
+        })?;
+        Ok(Empty::default())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let container = self.table.get(&request.id)?;
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        detached(async move { container.update(&resources).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let container = self.table.get(&request.id)?;
+        let exit = match request.exec_id.as_str() {
+            "" => container.init.stopped().await,
+            exec_id => container.exec(exec_id)?.stopped().await,
+        };
+        let exited_at = MessageField::some(exit.at.into());
+        Ok(WaitResponse { exit_status: exit.status, exited_at, ..Default::default() })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let stats = self.table.get(&request.id)?.metrics()?;
+        Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+    }
+
+    /// Never fails: after a restart containerd asks so for every bundle, also for a sandbox's.
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let task_pid = match self.table.get(&request.id) {
+            Ok(container) => container.init.pid(),
+            Err(_) => self.context.sandbox.pid(&request.id).unwrap_or_default(),
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, version, ..Default::default() })
+    }
+
+    /// Answers at once: containerd sends it after each deletion, and takes an error for one of the deletion.
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.is_empty() && !self.context.sandbox.is_live() {
+            self.context.idle.notify_one();
+        }
+        Ok(Empty::default())
+    }
+}
+
+/// The service under both names that clients have for it: the messages are the same.
+pub(crate) fn services(tasks: Arc<Tasks>) -> HashMap<String, Service> {
+    let v2 = create_task(Arc::clone(&tasks) as Arc<_>)
+        .into_values()
+        .map(|service| ("containerd.task.v2.Task".to_owned(), service));
+    v2.chain(create_task(tasks)).collect()
+}
+
+/// Runs `work` to its end even if the request that waits for it is dropped.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(err) => Err(crate::error::status(ttrpc::Code::INTERNAL, &err)),
+    }
+}
+
+/// The JSON of an OCI process, with the terminal that the request asks for.
+fn exec_spec(request: &ExecProcessRequest) -> Result<Vec<u8>, Error> {
+    let decode = |err: serde_json::Error| Error::Decode { field: "spec", source: err.into() };
+    let bytes = request.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+    let mut process: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes).map_err(decode)?;
+    process.insert("terminal".to_owned(), request.terminal.into());
+    serde_json::to_vec(&process).map_err(decode)
+}
+
+/// A pod is a process that runs, for a client that asks for it as for a task.
+fn sandbox_state(pid: Option<u32>, request: StateRequest, err: Error) -> ttrpc::Result<StateResponse> {
+    let Some(pid) = pid else { return Err(err.into()) };
+    Ok(StateResponse { id: request.id, pid, status: Status::RUNNING.into(), ..Default::default() })
+}

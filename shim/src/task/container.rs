@@ -1,0 +1,420 @@
+//! One container: its first process, its execs, and the order in which their lives are told.
+//!
+//! A start is published before the exit of the same process, and the exit of the first process after those of its
+//! execs. In a PID namespace of its own the kernel kills the execs with the first process; in a shared one we do, by
+//! cgroup.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::types::task::{ProcessInfo, Status};
+use containerd_shim_protos::{events::task as event, topics};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use tokio::time::timeout;
+
+use super::cgroup::Cgroup;
+use super::error::Error;
+use super::process::{Phase, Process};
+use super::record::Record;
+use super::stdio::Stdio;
+use super::streams::Streams;
+use super::{TaskContext, rootfs};
+use crate::oci::{Launch, Runtime};
+use crate::reaper::{Child, Exit};
+use crate::standalone;
+
+/// How long a deletion waits for output that is still on its way.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long a dead container waits for its execs, and a killed process for its end.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// A container that the OCI runtime has made.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) context: Arc<TaskContext>,
+    pub(super) runtime: Runtime,
+    /// Who owns the pipes.
+    pub(super) owner: (Uid, Gid),
+    /// The PID namespace is shared: nobody else kills what the first process leaves.
+    pub(super) shares_pids: bool,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) init: Process,
+    /// What changes after the creation.
+    pub(super) life: Life,
+}
+
+/// What changes in a container's life, apart from its first process.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Held by what runs the OCI runtime on the container as a whole.
+    changing: tokio::sync::Mutex<()>,
+    paused: AtomicBool,
+    /// The counters when the first process ended: systemd removes an empty cgroup at once.
+    last_metrics: Mutex<Option<Any>>,
+}
+
+impl Container {
+    /// Follows the first process to its end.
+    pub(super) fn follow(self: &Arc<Self>, mut child: Child) {
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let exit = child.exit().await;
+            container.keep_metrics();
+            let _gate = container.init.gate.lock().await;
+            container.init_ended(exit).await;
+        });
+    }
+
+    /// Starts the first process.
+    pub(super) async fn start(&self) -> Result<u32, Error> {
+        let _gate = self.init.gate.lock().await;
+        self.init.begin_start()?;
+        if let Err(err) = self.runtime.start(&self.context.reaper, &self.id).await {
+            self.init.enter(Phase::Created);
+            return Err(err.into());
+        }
+        self.init.enter(Phase::Running);
+        let pid = self.init.pid();
+        let event = event::TaskStart { container_id: self.id.clone(), pid, ..Default::default() };
+        self.context.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
+        Ok(pid)
+    }
+
+    /// Adds an exec.
+    pub(super) fn add_exec(&self, exec: Process) -> Result<(), Error> {
+        match self.init.phase() {
+            phase @ Phase::Stopped(_) => return Err(self.init.refuse("exec", phase)),
+            _ if self.life.paused.load(Ordering::Relaxed) => {
+                return Err(Error::State { op: "exec", id: self.id.clone(), state: "paused" });
+            }
+            _ => {}
+        }
+        let exec_id = exec.id.clone();
+        let mut execs = self.execs();
+        if execs.contains_key(&exec_id) {
+            return Err(Error::Exists { kind: "exec", id: exec_id });
+        }
+        execs.insert(exec_id.clone(), Arc::new(exec));
+        let event = event::TaskExecAdded { container_id: self.id.clone(), exec_id, ..Default::default() };
+        self.context.events.publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Starts an exec.
+    pub(super) async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<u32, Error> {
+        let exec = self.exec(exec_id)?;
+        let gate = exec.gate.lock().await;
+        if let phase @ Phase::Stopped(_) = self.init.phase() {
+            return Err(self.init.refuse("start exec", phase));
+        }
+        exec.begin_start()?;
+        let mut child = match self.launch_exec(&exec).await {
+            Ok(child) => child,
+            Err(err) => {
+                exec.enter(Phase::Created);
+                return Err(err);
+            }
+        };
+        exec.enter(Phase::Running);
+        let event = event::TaskExecStarted {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            pid: child.pid,
+            ..Default::default()
+        };
+        self.context.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+        drop(gate);
+        let pid = child.pid;
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let exit = child.exit().await;
+            container.ended(&exec, exit);
+        });
+        Ok(pid)
+    }
+
+    async fn launch_exec(&self, exec: &Process) -> Result<Child, Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let pid_file = self.bundle.join(format!("exec-{}.pid", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let streams = Streams::open(&exec.paths, &self.bundle, self.owner)?;
+        let launch = Launch {
+            id: &self.id,
+            pid_file: &pid_file,
+            console_socket: streams.client.socket(),
+            descriptors: streams.descriptors,
+        };
+        let child = self.runtime.exec(&self.context.reaper, &exec.spec, launch).await;
+        if let Err(err) = std::fs::remove_file(&pid_file) {
+            log::debug!("remove {}: {err}", pid_file.display());
+        }
+        let child = child?;
+        exec.made(child.pid, streams.client.connect(child.pid).await?);
+        Ok(child)
+    }
+
+    async fn init_ended(&self, exit: Exit) {
+        if self.shares_pids
+            && let Some(cgroup) = &self.cgroup
+        {
+            cgroup.kill(DEATH).await;
+        }
+        let execs: Vec<_> = self.execs().values().cloned().collect();
+        for exec in execs {
+            if timeout(DEATH, exec.settled()).await.is_err() {
+                log::warn!("exec {:?} outlives container {:?}", exec.id, self.id);
+            }
+        }
+        if let Err(err) = Record::new(&self.runtime, Some(exit)).write(&self.bundle) {
+            log::warn!("{}", crate::error::chain(&err));
+        }
+        self.ended(&self.init, exit);
+    }
+
+    fn ended(&self, process: &Process, exit: Exit) {
+        if let Some(stdio) = process.stdio() {
+            stdio.stop_input();
+        }
+        let event = event::TaskExit {
+            container_id: self.id.clone(),
+            id: process.id.clone(),
+            pid: process.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(exit.at.into()),
+            ..Default::default()
+        };
+        self.context.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
+        process.enter(Phase::Stopped(exit));
+    }
+
+    /// Removes an exec that has ended or never begun.
+    pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<(u32, Exit), Error> {
+        let exec = self.exec(exec_id)?;
+        let exit = match exec.deletable()? {
+            Phase::Stopped(exit) => exit,
+            _ => {
+                let exit = Exit { status: 0, at: SystemTime::now() };
+                exec.enter(Phase::Stopped(exit));
+                exit
+            }
+        };
+        if let Some(stdio) = exec.stdio() {
+            stdio.drain(DRAIN).await;
+        }
+        self.execs().remove(exec_id);
+        Ok((exec.pid(), exit))
+    }
+
+    /// Removes the container, except from the table of tasks. A first process that still waits for its start is killed.
+    pub(super) async fn delete(&self) -> Result<Exit, Error> {
+        let _changing = self.life.changing.lock().await;
+        if self.init.deletable()? == Phase::Created {
+            self.signal_init(libc::SIGKILL)?;
+        }
+        let exit = self.init.stopped().await;
+        let drained = async {
+            if let Some(stdio) = self.init.stdio() {
+                stdio.drain(DRAIN).await;
+            }
+        };
+        let ((), deleted) = tokio::join!(drained, self.runtime.delete(&self.context.reaper, &self.id));
+        deleted?;
+        rootfs::unmount(&self.bundle.join("rootfs"))?;
+        standalone::detach(&self.context.config, &self.context.namespace, &self.id).await?;
+        Ok(exit)
+    }
+
+    /// Tells of the deletion, after the container has left the table of tasks.
+    pub(super) fn deleted(&self, exit: Exit) {
+        let event = event::TaskDelete {
+            container_id: self.id.clone(),
+            pid: self.init.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(exit.at.into()),
+            ..Default::default()
+        };
+        self.context.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
+    }
+
+    /// Signals one process, or all of the container.
+    pub(super) async fn signal(&self, exec_id: &str, number: i32, all: bool) -> Result<(), Error> {
+        if !exec_id.is_empty() {
+            let exec = self.exec(exec_id)?;
+            return match exec.phase() {
+                phase @ (Phase::Created | Phase::Starting) => Err(exec.refuse("kill", phase)),
+                Phase::Running => self.send(exec.pid(), number),
+                Phase::Stopped(_) => Err(Error::Finished),
+            };
+        }
+        match &self.cgroup {
+            Some(cgroup) if all && self.signal_init(0).is_ok() && cgroup.signal(number) => {}
+            _ => self.signal_init(number)?,
+        }
+        if number == libc::SIGKILL && self.life.paused.load(Ordering::Relaxed) {
+            // In a v1 freezer nothing dies.
+            self.resume().await?;
+        }
+        Ok(())
+    }
+
+    fn signal_init(&self, number: i32) -> Result<(), Error> {
+        if let Phase::Stopped(_) = self.init.phase() {
+            return Err(Error::Finished);
+        }
+        self.send(self.init.pid(), number)
+    }
+
+    fn send(&self, pid: u32, number: i32) -> Result<(), Error> {
+        match self.context.reaper.signal(pid, number) {
+            Err(Errno::ESRCH) => Err(Error::Finished),
+            sent => sent.map_err(|errno| self.kernel("kill", errno.into())),
+        }
+    }
+
+    /// Kills all and waits, at most ten seconds.
+    pub(super) async fn kill(&self) {
+        match self.signal("", libc::SIGKILL, true).await {
+            Ok(()) | Err(Error::Finished) => {}
+            Err(err) => log::warn!("{}", crate::error::chain(&err)),
+        }
+        if timeout(DEATH, self.init.stopped()).await.is_err() {
+            log::warn!("container {:?} outlives SIGKILL", self.id);
+        }
+    }
+
+    /// Freezes all processes.
+    pub(super) async fn pause(&self) -> Result<(), Error> {
+        let _changing = self.life.changing.lock().await;
+        match self.init.phase() {
+            Phase::Running if !self.life.paused.load(Ordering::Relaxed) => {}
+            Phase::Running => {
+                return Err(Error::State { op: "pause", id: self.id.clone(), state: "paused" });
+            }
+            phase => return Err(self.init.refuse("pause", phase)),
+        }
+        self.runtime.pause(&self.context.reaper, &self.id).await?;
+        self.life.paused.store(true, Ordering::Relaxed);
+        let event = event::TaskPaused { container_id: self.id.clone(), ..Default::default() };
+        self.context.events.publish(topics::TASK_PAUSED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Thaws all processes.
+    pub(super) async fn resume(&self) -> Result<(), Error> {
+        let _changing = self.life.changing.lock().await;
+        if !self.life.paused.load(Ordering::Relaxed) {
+            return Err(self.init.refuse("resume", self.init.phase()));
+        }
+        self.runtime.resume(&self.context.reaper, &self.id).await?;
+        self.life.paused.store(false, Ordering::Relaxed);
+        let event = event::TaskResumed { container_id: self.id.clone(), ..Default::default() };
+        self.context.events.publish(topics::TASK_RESUMED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Sets resource limits.
+    pub(super) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let _changing = self.life.changing.lock().await;
+        Ok(self.runtime.update(&self.context.reaper, &self.id, resources).await?)
+    }
+
+    /// The counters; after the end those of the end.
+    pub(super) fn metrics(&self) -> Result<Any, Error> {
+        let live = self
+            .cgroup
+            .as_ref()
+            .map_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::NotFound)), Cgroup::metrics);
+        live.or_else(|err| self.last_metrics().clone().ok_or(err))
+            .map_err(|err| self.kernel("read the counters of", err))
+    }
+
+    fn keep_metrics(&self) {
+        match self.metrics() {
+            Ok(metrics) => *self.last_metrics() = Some(metrics),
+            Err(err) => log::debug!("{}", crate::error::chain(&err)),
+        }
+    }
+
+    /// All processes; those of execs carry the exec's id.
+    pub(super) fn processes(&self) -> Vec<ProcessInfo> {
+        let mut pids = self.cgroup.as_ref().map(Cgroup::pids).unwrap_or_default();
+        if pids.is_empty() && !matches!(self.init.phase(), Phase::Stopped(_)) {
+            pids.push(self.init.pid());
+        }
+        let execs: HashMap<u32, String> =
+            self.execs().values().map(|exec| (exec.pid(), exec.id.clone())).collect();
+        let info = |pid: u32| {
+            let details = execs.get(&pid).and_then(|exec_id| {
+                crate::events::any(&ProcessDetails { exec_id: exec_id.clone(), ..Default::default() })
+            });
+            ProcessInfo { pid, info: details.into(), ..Default::default() }
+        };
+        pids.into_iter().map(info).collect()
+    }
+
+    /// The pids of all processes that we are the parent of and that have not ended.
+    pub(super) fn own_pids(&self) -> Vec<u32> {
+        let execs = self.execs();
+        let all = execs.values().map(AsRef::as_ref).chain([&self.init]);
+        let living = all.filter(|process| !matches!(process.phase(), Phase::Stopped(_)));
+        living.map(Process::pid).filter(|pid| *pid != 0).collect()
+    }
+
+    /// As containerd names it.
+    pub(super) fn status(&self, process: &Process) -> Status {
+        match process.phase() {
+            Phase::Running if !process.is_exec && self.life.paused.load(Ordering::Relaxed) => Status::PAUSED,
+            Phase::Created | Phase::Starting => Status::CREATED,
+            Phase::Running => Status::RUNNING,
+            Phase::Stopped(_) => Status::STOPPED,
+        }
+    }
+
+    /// Runs `act` on the first process or an exec.
+    pub(super) fn with<T>(&self, exec_id: &str, act: impl FnOnce(&Process) -> T) -> Result<T, Error> {
+        if exec_id.is_empty() {
+            return Ok(act(&self.init));
+        }
+        Ok(act(self.exec(exec_id)?.as_ref()))
+    }
+
+    /// Sets the size of a terminal; a process without one has nothing to resize.
+    pub(super) fn resize(&self, exec_id: &str, width: u16, height: u16) -> Result<(), Error> {
+        self.with(exec_id, |process| {
+            if let phase @ Phase::Stopped(_) = process.phase() {
+                return Err(process.refuse("resize", phase));
+            }
+            match process.stdio().and_then(Stdio::master) {
+                Some(master) => super::console::resize(master, width, height)
+                    .map_err(|err| self.kernel("resize the terminal of", err)),
+                None => Ok(()),
+            }
+        })?
+    }
+
+    pub(super) fn exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        let exec = self.execs().get(exec_id).cloned();
+        exec.ok_or_else(|| Error::NotFound { kind: "exec", id: exec_id.to_owned() })
+    }
+
+    fn kernel(&self, op: &'static str, source: std::io::Error) -> Error {
+        Error::Kernel { op, id: self.id.clone(), source }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.life.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_metrics(&self) -> MutexGuard<'_, Option<Any>> {
+        self.life.last_metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,319 @@
+//! The streams between a process and the fifos of its client.
+//!
+//! A process gets pipes or a terminal, never a fifo: a client that goes away (containerd restarts) would else break or
+//! block it. Output fifos are opened for reading too, so that there is always a reader: no `EPIPE` without a client,
+//! and no end of file for the next one. Of an input fifo a writing end is held until `CloseIO`: end of file comes when
+//! that one and all clients are gone, as fifo(7) has it. What a fifo does not take waits in the pipe.
+//!
+//! A buffer exists only while data flows: an idle process costs descriptors, not memory.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio as Descriptor;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Gid, Uid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::oci::Descriptors;
+
+/// One read; a fifo takes four of them before it is full.
+const BUFFER: usize = 16 * 1024;
+
+/// What a client wants connected; an empty path is the null device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Paths {
+    /// A fifo.
+    pub(crate) stdin: String,
+    /// A fifo, a file to append to, or a `file://` URL.
+    pub(crate) stdout: String,
+    /// The same; unused with a terminal.
+    pub(crate) stderr: String,
+    /// The process has a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// Why streams cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A URL that is neither a fifo nor a file.
+    #[error("stdio {url:?}: only fifos and file:// are supported")]
+    Scheme {
+        /// The URL.
+        url: String,
+    },
+    /// The fifo or file cannot be opened.
+    #[error("open stdio {}", path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A pipe cannot be made or handed to its owner.
+    #[error("make a pipe for stdio")]
+    Pipe(#[source] io::Error),
+    /// The runtime has sent no terminal.
+    #[error("receive the terminal")]
+    Terminal(#[source] io::Error),
+}
+
+/// The client's ends, opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    stdin: Option<Input>,
+    stdout: Sink,
+    stderr: Sink,
+}
+
+/// The running copies of one process.
+#[derive(Debug)]
+pub(crate) struct Stdio {
+    /// The writing end that keeps an input fifo open.
+    held: Mutex<Option<File>>,
+    input: Option<AbortHandle>,
+    output: tokio::sync::Mutex<JoinSet<()>>,
+    master: Option<Arc<AsyncFd<OwnedFd>>>,
+}
+
+#[derive(Debug)]
+struct Input {
+    fifo: AsyncFd<OwnedFd>,
+    held: File,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Null,
+    /// A pipe, a fifo or a terminal.
+    Stream(Arc<AsyncFd<OwnedFd>>),
+    File(File),
+}
+
+impl Opened {
+    /// Opens what `paths` names; nothing here waits for a client.
+    pub(crate) fn new(paths: &Paths) -> Result<Opened, Error> {
+        Ok(Opened {
+            stdin: open_input(&paths.stdin)?,
+            stdout: open_sink(&paths.stdout)?,
+            stderr: if paths.terminal { Sink::Null } else { open_sink(&paths.stderr)? },
+        })
+    }
+
+    /// Joins the client's ends to new pipes, which belong to `owner` so that the process may open them again through
+    /// `/proc/self/fd`.
+    pub(crate) fn pipes(self, owner: (Uid, Gid)) -> Result<(Stdio, Descriptors), Error> {
+        let mut output = JoinSet::new();
+        let stdout = pipe_out(self.stdout, owner, &mut output)?;
+        let stderr = Some(pipe_out(self.stderr, owner, &mut output)?);
+        let (mut held, mut input, mut stdin) = (None, None, Descriptor::null());
+        if let Some(client) = self.stdin {
+            let (theirs, ours) = pipe(owner)?;
+            let ours = register(ours, Interest::WRITABLE).map_err(Error::Pipe)?;
+            held = Some(client.held);
+            input = Some(spawn_input(client.fifo, Arc::new(ours)));
+            stdin = theirs.into();
+        }
+        let stdio =
+            Stdio { held: Mutex::new(held), input, output: tokio::sync::Mutex::new(output), master: None };
+        Ok((stdio, Descriptors { stdin, stdout, stderr }))
+    }
+
+    /// Joins the client's ends to a terminal's master.
+    pub(crate) fn terminal(self, master: OwnedFd) -> Result<Stdio, Error> {
+        let master =
+            Arc::new(register(master, Interest::READABLE | Interest::WRITABLE).map_err(Error::Terminal)?);
+        let mut output = JoinSet::new();
+        output.spawn(copy(Arc::clone(&master), self.stdout));
+        let (mut held, mut input) = (None, None);
+        if let Some(client) = self.stdin {
+            held = Some(client.held);
+            input = Some(spawn_input(client.fifo, Arc::clone(&master)));
+        }
+        let output = tokio::sync::Mutex::new(output);
+        Ok(Stdio { held: Mutex::new(held), input, output, master: Some(master) })
+    }
+}
+
+impl Descriptors {
+    /// For a process that gets a terminal: what the runtime itself is connected to.
+    pub(crate) fn none() -> Descriptors {
+        Descriptors { stdin: Descriptor::null(), stdout: Descriptor::null(), stderr: None }
+    }
+}
+
+impl Stdio {
+    /// From now on input ends when the last client has closed it.
+    pub(crate) fn close_input(&self) {
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// The process is gone: nobody reads input any more.
+    pub(crate) fn stop_input(&self) {
+        self.close_input();
+        if let Some(input) = &self.input {
+            input.abort();
+        }
+    }
+
+    /// Waits until all output is with the client. A process that has outlived its parent may hold the pipes for ever,
+    /// and a client may not read: after `limit` the rest is given up.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        let mut output = self.output.lock().await;
+        let all = async { while output.join_next().await.is_some() {} };
+        if timeout(limit, all).await.is_err() {
+            log::warn!("output is still open or unread {limit:?} after the exit: the rest is dropped");
+            output.shutdown().await;
+        }
+    }
+
+    /// The terminal, if there is one.
+    pub(crate) fn master(&self) -> Option<&OwnedFd> {
+        self.master.as_deref().map(AsyncFd::get_ref)
+    }
+}
+
+impl Drop for Stdio {
+    fn drop(&mut self) {
+        self.stop_input();
+    }
+}
+
+impl Sink {
+    async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Sink::Null => Ok(()),
+            // Local and bounded by the disk; a regular file is always ready for epoll(7).
+            Sink::File(file) => file.write_all(bytes),
+            Sink::Stream(stream) => {
+                while !bytes.is_empty() {
+                    let mut ready = stream.writable().await?;
+                    match ready.try_io(|fd| nix::unistd::write(fd, bytes).map_err(io::Error::from)) {
+                        Ok(Err(err)) if err.kind() == io::ErrorKind::Interrupted => {}
+                        Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
+                        Err(_) => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Copies until `source` ends. A sink that fails is not a reason to stop reading: the writer would block.
+async fn copy(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
+    loop {
+        let Ok(mut ready) = source.readable().await else { return };
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match ready.try_io(|fd| nix::unistd::read(fd, &mut buffer).map_err(io::Error::from)) {
+                Err(_) => break,
+                Ok(Err(err)) if err.kind() == io::ErrorKind::Interrupted => {}
+                // EIO is how a terminal's master says that the last process has closed the other end.
+                Ok(Ok(0) | Err(_)) => return,
+                Ok(Ok(read)) => {
+                    if let Err(err) = sink.write_all(buffer.get(..read).unwrap_or_default()).await {
+                        if err.kind() == io::ErrorKind::BrokenPipe {
+                            return;
+                        }
+                        log::warn!("write output: {err}");
+                        sink = Sink::Null;
+                    }
+                    // Source and sink may both be ready for ever.
+                    tokio::task::coop::consume_budget().await;
+                }
+            }
+        }
+    }
+}
+
+fn spawn_input(fifo: AsyncFd<OwnedFd>, to: Arc<AsyncFd<OwnedFd>>) -> AbortHandle {
+    tokio::spawn(copy(Arc::new(fifo), Sink::Stream(to))).abort_handle()
+}
+
+fn pipe_out(sink: Sink, owner: (Uid, Gid), copies: &mut JoinSet<()>) -> Result<Descriptor, Error> {
+    if matches!(sink, Sink::Null) {
+        return Ok(Descriptor::null());
+    }
+    let (ours, theirs) = pipe(owner)?;
+    let ours = register(ours, Interest::READABLE).map_err(Error::Pipe)?;
+    copies.spawn(copy(Arc::new(ours), sink));
+    Ok(theirs.into())
+}
+
+/// The reading end, then the writing end.
+fn pipe(owner: (Uid, Gid)) -> Result<(OwnedFd, OwnedFd), Error> {
+    let ends = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Pipe(errno.into()))?;
+    if !owner.0.is_root() || owner.1.as_raw() != 0 {
+        nix::unistd::fchown(&ends.0, Some(owner.0), Some(owner.1))
+            .map_err(|errno| Error::Pipe(errno.into()))?;
+    }
+    Ok(ends)
+}
+
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    set_nonblocking(&fd)?;
+    // SAFETY: an OwnedFd is open and keeps its number until it is dropped, which the AsyncFd that owns it does last.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn open_input(url: &str) -> Result<Option<Input>, Error> {
+    if url.is_empty() {
+        return Ok(None);
+    }
+    let path = Path::new(url.strip_prefix("fifo://").unwrap_or(url));
+    if url.contains("://") && !url.starts_with("fifo://") {
+        return Err(Error::Scheme { url: url.to_owned() });
+    }
+    let failed = |source| Error::Open { path: path.to_owned(), source };
+    // The reader first: a writer that must not wait needs one.
+    let reader = nonblocking().read(true).open(path).map_err(failed)?;
+    if !reader.metadata().map_err(failed)?.file_type().is_fifo() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")));
+    }
+    let held = nonblocking().write(true).open(path).map_err(failed)?;
+    let fifo = register(reader.into(), Interest::READABLE).map_err(failed)?;
+    Ok(Some(Input { fifo, held }))
+}
+
+fn open_sink(url: &str) -> Result<Sink, Error> {
+    if url.is_empty() {
+        return Ok(Sink::Null);
+    }
+    let (path, create) = match url.split_once("://") {
+        None => (Path::new(url), false),
+        Some(("fifo", path)) => (Path::new(path), false),
+        Some(("file", path)) => (Path::new(path), true),
+        Some(_) => return Err(Error::Scheme { url: url.to_owned() }),
+    };
+    let failed = |source| Error::Open { path: path.to_owned(), source };
+    if create {
+        return File::options().append(true).create(true).open(path).map(Sink::File).map_err(failed);
+    }
+    let is_fifo = std::fs::metadata(path).map_err(failed)?.file_type().is_fifo();
+    if !is_fifo {
+        return File::options().append(true).open(path).map(Sink::File).map_err(failed);
+    }
+    let fifo = nonblocking().read(true).write(true).open(path).map_err(failed)?;
+    Ok(Sink::Stream(Arc::new(register(fifo.into(), Interest::WRITABLE).map_err(failed)?)))
+}
+
+fn nonblocking() -> std::fs::OpenOptions {
+    let mut options = File::options();
+    options.custom_flags(libc::O_NONBLOCK);
+    options
+}

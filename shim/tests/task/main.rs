@@ -1,0 +1,523 @@
+//! The Task service of the built shim, over ttrpc, with runc and busybox, on this kernel. Needs root.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::wildcard_imports, reason = "the requests and answers of one service")]
+#![expect(clippy::let_underscore_must_use, reason = "dropping a fixture must not panic")]
+
+mod fixture;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use containerd_shim_protos::api::*;
+use fixture::*;
+use protobuf::{Message, MessageField};
+use ttrpc::Code;
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_task_lives_and_its_life_is_told_in_order() {
+    let shim = Shim::new().await;
+    let before = shim.holdings();
+    let bundle = shim.bundle("life", "echo hello; exit 7");
+    let (stdout, output) = bundle.output("stdout");
+    let request = CreateTaskRequest { stdout, ..shim.create_request(&bundle) };
+    let pid = shim.task.create(context(), &request).await.unwrap().pid;
+    let created = shim.state(&bundle, "").await.unwrap();
+    assert_eq!((created.pid, created.status.unwrap()), (pid, Status::CREATED));
+    assert_eq!(created.bundle, bundle.path.display().to_string());
+
+    let (waited, started) = tokio::join!(shim.wait(&bundle, ""), shim.start_task(&bundle, ""));
+    assert_eq!((started.unwrap().pid, waited.unwrap()), (pid, 7));
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 7, "a second wait answers at once");
+    let stopped = shim.state(&bundle, "").await.unwrap();
+    assert_eq!((stopped.status.unwrap(), stopped.exit_status), (Status::STOPPED, 7));
+    assert!(stopped.exited_at.is_some());
+
+    let deleted = shim.delete(&bundle, "").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (pid, 7));
+    assert_eq!(text(output.await.unwrap()), "hello\n");
+    let id = &bundle.id;
+    let events = shim.events_until(&format!("delete {id}")).await;
+    let all = [format!("create {id}"), format!("start {id}"), format!("exit {id} 7"), format!("delete {id}")];
+    assert_eq!(events, all);
+    assert_eq!(shim.cleanup(&bundle), format!("{pid} 7"), "the verb after a normal life");
+    until("nothing is left", || {
+        let after = shim.holdings();
+        // The connection to the recorder of events stays open.
+        (after.0, after.1, after.2) == (before.0 + 1, before.1, before.2)
+    })
+    .await;
+    assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(id).exists());
+    assert_eq!(std::fs::read_dir(shim.dir.path().join("runtime/weft-test")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn nothing_of_a_fast_exit_is_lost() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("fast", "head -c 8388608 /dev/zero; head -c 100000 /dev/zero >&2");
+    let (stdout, output) = bundle.output("stdout");
+    let (stderr, errors) = bundle.output("stderr");
+    let request = CreateTaskRequest { stdout, stderr, ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!((output.await.unwrap().len(), errors.await.unwrap().len()), (8 << 20, 100_000));
+}
+
+#[tokio::test]
+async fn input_ends_with_close_io_and_not_before() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("stdin", "cat; echo end");
+    let (stdout, output) = bundle.output("stdout");
+    let stdin = bundle.fifo("stdin");
+    let request = CreateTaskRequest { stdin: stdin.clone(), stdout, ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    // Two clients, one after the other, as around a restart of containerd.
+    for line in ["one\n", "two\n"] {
+        File::options().write(true).open(&stdin).unwrap().write_all(line.as_bytes()).unwrap();
+    }
+    let early = tokio::time::timeout(Duration::from_millis(200), shim.wait(&bundle, "")).await;
+    assert!(early.is_err(), "end of file before CloseIO");
+    let mut last = File::options().write(true).open(&stdin).unwrap();
+    let request = CloseIORequest { id: bundle.id.clone(), stdin: true, ..Default::default() };
+    shim.task.close_io(context(), &request).await.unwrap();
+    last.write_all(b"three\n").unwrap();
+    drop(last);
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "one\ntwo\nthree\nend\n");
+}
+
+#[tokio::test]
+async fn a_reader_may_leave_and_come_back() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle(
+        "reader",
+        "trap : USR1; i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.01; done",
+    );
+    let stdout = bundle.fifo("stdout");
+    let request = CreateTaskRequest { stdout: stdout.clone(), ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    let mut first = vec![0; 7];
+    File::open(&stdout).unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(first, b"line 0\n");
+    let rest = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        File::open(stdout).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0, "no SIGPIPE");
+    shim.delete(&bundle, "").await.unwrap();
+    assert!(text(rest.await.unwrap()).ends_with("line 299\n"));
+}
+
+#[tokio::test]
+async fn a_terminal_has_one_stream_and_a_size() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("tty", "");
+    let script = "read x; stty size; echo $x >&2; tty; exit 3";
+    bundle.configure(script, |config| config["process"]["terminal"] = true.into());
+    let (stdout, output) = bundle.output("stdout");
+    let stdin = bundle.fifo("stdin");
+    let base = shim.create_request(&bundle);
+    let request = CreateTaskRequest { stdin: stdin.clone(), stdout, terminal: true, ..base };
+    shim.task.create(context(), &request).await.unwrap();
+    let resize = ResizePtyRequest { id: bundle.id.clone(), width: 132, height: 43, ..Default::default() };
+    shim.task.resize_pty(context(), &resize).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    File::options().write(true).open(&stdin).unwrap().write_all(b"abc\n").unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 3);
+    let too_late = refusal(shim.task.resize_pty(context(), &resize).await);
+    assert_eq!(too_late.0, Code::FAILED_PRECONDITION);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "abc\r\n43 132\r\nabc\r\n/dev/pts/0\r\n");
+    assert!(
+        std::fs::read_dir(&bundle.path).unwrap().flatten().all(|e| !e
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with("pty"))
+    );
+}
+
+#[tokio::test]
+async fn an_exec_has_its_own_code_streams_and_terminal() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("exec", "sleep 1000");
+    let init_output = shim.run(&bundle).await;
+    let (stdout, output) = bundle.output("exec-out");
+    let request = ExecProcessRequest { stdout, ..exec_request(&bundle, "e1", "echo from exec; exit 5") };
+    shim.task.exec(context(), &request).await.unwrap();
+    assert_eq!(shim.status(&bundle, "e1").await, Status::CREATED);
+    let (waited, started) = tokio::join!(shim.wait(&bundle, "e1"), shim.start_task(&bundle, "e1"));
+    assert_eq!(waited.unwrap(), 5);
+    let deleted = shim.delete(&bundle, "e1").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (started.unwrap().pid, 5));
+    assert_eq!(text(output.await.unwrap()), "from exec\n");
+
+    let (stdout, output) = bundle.output("tty-out");
+    let request = ExecProcessRequest { stdout, terminal: true, ..exec_request(&bundle, "e2", "tty") };
+    shim.task.exec(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "e2").await.unwrap();
+    assert_eq!(shim.wait(&bundle, "e2").await.unwrap(), 0);
+    shim.delete(&bundle, "e2").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "/dev/pts/0\r\n");
+
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    shim.delete(&bundle, "").await.unwrap();
+    assert!(init_output.await.unwrap().is_empty());
+    assert!(!bundle.path.join("exec-0.pid").exists());
+}
+
+#[tokio::test]
+async fn execs_end_before_their_container_does() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("order", "sleep 1000");
+    shim.run(&bundle).await;
+    for exec in ["a", "b", "c"] {
+        shim.exec(&bundle, exec, "sleep 1000").await.unwrap();
+        shim.start_task(&bundle, exec).await.unwrap();
+    }
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    for exec in ["a", "b", "c"] {
+        assert_eq!(shim.wait(&bundle, exec).await.unwrap(), 137);
+        shim.delete(&bundle, exec).await.unwrap();
+    }
+    shim.delete(&bundle, "").await.unwrap();
+    let events = shim.events_until(&format!("delete {}", bundle.id)).await;
+    let of = |wanted: &str| events.iter().position(|event| event == wanted).expect(wanted);
+    let init = of(&format!("exit {} 137", bundle.id));
+    for exec in ["a", "b", "c"] {
+        let (added, started) = (of(&format!("exec-added {exec}")), of(&format!("exec-started {exec}")));
+        let ended = of(&format!("exit {exec} 137"));
+        assert!(added < started && started < ended && ended < init, "{events:?}");
+    }
+}
+
+#[tokio::test]
+async fn signals_reach_one_or_all() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("kill", "trap 'exit 21' TERM; while :; do sleep 0.05; done");
+    shim.run(&bundle).await;
+    shim.exec(&bundle, "e", "sleep 1000").await.unwrap();
+    let not_started = refusal(shim.kill(&bundle, "e", 9, false).await);
+    assert_eq!(not_started.0, Code::FAILED_PRECONDITION);
+    shim.start_task(&bundle, "e").await.unwrap();
+    // A real-time signal, which has no name in most libraries.
+    shim.kill(&bundle, "e", 37, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "e").await.unwrap(), 128 + 37);
+    assert_eq!(shim.status(&bundle, "").await, Status::RUNNING);
+    shim.kill(&bundle, "", 15, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 21);
+    for (exec, all) in [("", false), ("", true), ("e", false)] {
+        let dead = refusal(shim.kill(&bundle, exec, 9, all).await);
+        assert_eq!(dead, (Code::NOT_FOUND, "process already finished".into()));
+    }
+    shim.delete(&bundle, "").await.unwrap();
+
+    let bundle = shim.bundle("kill-all", "sleep 1000");
+    shim.run(&bundle).await;
+    shim.exec(&bundle, "e", "sleep 1000").await.unwrap();
+    shim.start_task(&bundle, "e").await.unwrap();
+    shim.kill(&bundle, "", 9, true).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "e").await.unwrap(), 137);
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn orphans_in_a_shared_pid_namespace_die_with_their_container_only() {
+    let shim = Shim::new().await;
+    let share = |config: &mut serde_json::Value| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    };
+    let other = shim.bundle("other", "");
+    other.configure("sleep 1000", share);
+    shim.run(&other).await;
+    let bundle = shim.bundle("orphan", "");
+    bundle.configure("sleep 1000 & (sleep 1000 &) ; sleep 1000 & exit 4", share);
+    shim.run(&bundle).await;
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 4);
+    assert!(shim.pids(&bundle).await.is_empty());
+    let before = std::time::Instant::now();
+    shim.delete(&bundle, "").await.unwrap();
+    assert!(before.elapsed() < Duration::from_secs(5), "no orphan holds the output");
+    assert_eq!(shim.status(&other, "").await, Status::RUNNING);
+    shim.kill(&other, "", 9, false).await.unwrap();
+    shim.wait(&other, "").await.unwrap();
+    shim.delete(&other, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn refusals_have_the_codes_that_containerd_acts_on() {
+    let shim = Shim::new().await;
+    let nobody = shim.bundle("nobody", "true");
+    let (id, task) = (nobody.id.clone(), &shim.task);
+    let not_found = (Code::NOT_FOUND, format!("task {id:?} does not exist"));
+    assert_eq!(refusal(shim.state(&nobody, "").await), not_found);
+    assert_eq!(refusal(shim.start_task(&nobody, "").await), not_found);
+    assert_eq!(refusal(shim.delete(&nobody, "").await), not_found);
+    assert_eq!(refusal(shim.wait(&nobody, "").await), not_found);
+    assert_eq!(refusal(shim.kill(&nobody, "", 9, true).await), not_found);
+    assert_eq!(refusal(shim.exec(&nobody, "e", "true").await), not_found);
+    let request = PidsRequest { id: id.clone(), ..Default::default() };
+    assert_eq!(refusal(task.pids(context(), &request).await), not_found);
+    let request = StatsRequest { id: id.clone(), ..Default::default() };
+    assert_eq!(refusal(task.stats(context(), &request).await), not_found);
+    let request = PauseRequest { id: id.clone(), ..Default::default() };
+    assert_eq!(refusal(task.pause(context(), &request).await), not_found);
+    let request = CheckpointTaskRequest { id: id.clone(), ..Default::default() };
+    assert_eq!(refusal(task.checkpoint(context(), &request).await).0, Code::UNIMPLEMENTED);
+    let request = ConnectRequest { id: id.clone(), ..Default::default() };
+    assert_eq!(task.connect(context(), &request).await.unwrap().task_pid, 0);
+
+    let bundle = shim.bundle("taken", "sleep 1000");
+    shim.run(&bundle).await;
+    assert_eq!(refusal(task.create(context(), &shim.create_request(&bundle)).await).0, Code::ALREADY_EXISTS);
+    assert_eq!(refusal(shim.start_task(&bundle, "").await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(refusal(shim.delete(&bundle, "").await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(refusal(shim.state(&bundle, "x").await).0, Code::NOT_FOUND);
+    assert_eq!(refusal(shim.kill(&bundle, "", 0, false).await).0, Code::INVALID_ARGUMENT);
+    let request = ResumeRequest { id: bundle.id.clone(), ..Default::default() };
+    assert_eq!(refusal(task.resume(context(), &request).await).0, Code::FAILED_PRECONDITION);
+    shim.exec(&bundle, "e", "true").await.unwrap();
+    assert_eq!(refusal(shim.exec(&bundle, "e", "true").await).0, Code::ALREADY_EXISTS);
+    shim.delete(&bundle, "e").await.unwrap();
+    let request = ConnectRequest { id: bundle.id.clone(), ..Default::default() };
+    let connected = task.connect(context(), &request).await.unwrap();
+    assert_eq!(connected.task_pid, shim.state(&bundle, "").await.unwrap().pid);
+    assert_eq!(connected.shim_pid, shim.process.id());
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    assert_eq!(refusal(shim.exec(&bundle, "late", "true").await).0, Code::FAILED_PRECONDITION);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!(refusal(shim.delete(&bundle, "").await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_failed_creation_says_why_and_leaves_nothing() {
+    let shim = Shim::new().await;
+    let before = shim.holdings();
+    let bundle = shim.bundle("bad", "true");
+    bundle.configure("", |config| config["process"]["args"] = serde_json::json!(["/nope"]));
+    let (code, message) = refusal(shim.task.create(context(), &shim.create_request(&bundle)).await);
+    assert_eq!(code, Code::INTERNAL);
+    assert!(message.starts_with("create: ") && message.contains("/nope"), "{message}");
+    let stdio = CreateTaskRequest { stdout: "binary:///x".into(), ..shim.create_request(&bundle) };
+    assert_eq!(refusal(shim.task.create(context(), &stdio).await).0, Code::UNIMPLEMENTED);
+    std::fs::remove_file(bundle.path.join("config.json")).unwrap();
+    let (_, message) = refusal(shim.task.create(context(), &shim.create_request(&bundle)).await);
+    assert!(message.starts_with("read ") && message.contains("config.json"), "{message}");
+    assert_eq!(shim.holdings(), before);
+
+    let running = shim.bundle("running", "sleep 1000");
+    shim.run(&running).await;
+    let mut request = exec_request(&running, "bad", "");
+    let spec = request.spec.as_mut().unwrap();
+    spec.value = br#"{"cwd":"/","args":["/nope"],"user":{"uid":0,"gid":0}}"#.to_vec();
+    shim.task.exec(context(), &request).await.unwrap();
+    let (_, message) = refusal(shim.start_task(&running, "bad").await);
+    assert!(message.starts_with("exec: ") && message.contains("/nope"), "{message}");
+    assert_eq!(shim.status(&running, "bad").await, Status::CREATED);
+    shim.delete(&running, "bad").await.unwrap();
+    shim.kill(&running, "", 9, false).await.unwrap();
+    shim.wait(&running, "").await.unwrap();
+    shim.delete(&running, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_created_task_can_be_deleted() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("created", "true");
+    shim.task.create(context(), &shim.create_request(&bundle)).await.unwrap();
+    assert_eq!(shim.delete(&bundle, "").await.unwrap().exit_status, 137);
+    assert_eq!(shim.holdings().2, 0);
+}
+
+#[tokio::test]
+async fn a_pause_is_seen_and_undone() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("pause", "sleep 1000");
+    shim.run(&bundle).await;
+    let pause = PauseRequest { id: bundle.id.clone(), ..Default::default() };
+    let resume = ResumeRequest { id: bundle.id.clone(), ..Default::default() };
+    shim.task.pause(context(), &pause).await.unwrap();
+    assert_eq!(shim.status(&bundle, "").await, Status::PAUSED);
+    assert_eq!(refusal(shim.exec(&bundle, "e", "true").await).0, Code::FAILED_PRECONDITION);
+    shim.task.resume(context(), &resume).await.unwrap();
+    assert_eq!(shim.status(&bundle, "").await, Status::RUNNING);
+    shim.task.pause(context(), &pause).await.unwrap();
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137, "a frozen task dies");
+    shim.delete(&bundle, "").await.unwrap();
+    let id = &bundle.id;
+    let events = shim.events_until(&format!("delete {id}")).await;
+    assert_eq!(events.iter().filter(|event| **event == format!("paused {id}")).count(), 2);
+    assert_eq!(events.iter().filter(|event| **event == format!("resumed {id}")).count(), 2);
+}
+
+#[tokio::test]
+async fn pids_are_those_of_the_cgroup() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("pids", "sleep 1000 & sleep 1000; true");
+    shim.run(&bundle).await;
+    shim.exec(&bundle, "e", "exec sleep 1000").await.unwrap();
+    let exec_pid = shim.start_task(&bundle, "e").await.unwrap().pid;
+    let mut processes = Vec::new();
+    for _ in 0..200 {
+        processes = shim.pids(&bundle).await;
+        if processes.len() == 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(processes.len(), 4, "a shell, two sleeps, an exec: {processes:?}");
+    let exec = processes.iter().find(|process| process.pid == exec_pid).unwrap();
+    let details = &exec.info.as_ref().unwrap().value;
+    let details = containerd_shim_protos::shim::oci::ProcessDetails::parse_from_bytes(details).unwrap();
+    assert_eq!(details.exec_id, "e");
+    shim.kill(&bundle, "", 9, true).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn counters_are_those_of_the_kernel() {
+    use containerd_shim_protos::cgroups::metrics::Metrics;
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("stats", "head -c 20000000 /dev/zero > /tmp/x; sleep 1000");
+    shim.run(&bundle).await;
+    let stats = async || {
+        let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
+        let any = shim.task.stats(context(), &request).await.unwrap().stats.unwrap();
+        assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
+        Metrics::parse_from_bytes(&any.value).unwrap()
+    };
+    let mut metrics = stats().await;
+    for _ in 0..500 {
+        if metrics.memory.usage.usage > 20_000_000 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        metrics = stats().await;
+    }
+    let cgroup = |file: &str| {
+        let (controller, _) = file.split_once('.').unwrap();
+        let path = format!("/sys/fs/cgroup/{controller}/{}/{file}", bundle.id);
+        std::fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap()
+    };
+    assert!(metrics.memory.usage.usage > 20_000_000, "{}", metrics.memory.usage.usage);
+    assert!(metrics.memory.usage.max <= cgroup("memory.max_usage_in_bytes"));
+    assert!(metrics.memory.total_cache > 19_000_000);
+    assert!(metrics.cpu.usage.total > 0 && metrics.cpu.usage.total <= cgroup("cpuacct.usage"));
+    assert_eq!(metrics.pids.current, 2);
+
+    let limits = protobuf::well_known_types::any::Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+        value: br#"{"memory":{"limit":67108864}}"#.to_vec(),
+        ..Default::default()
+    };
+    let id = bundle.id.clone();
+    let request = UpdateTaskRequest { id, resources: MessageField::some(limits), ..Default::default() };
+    shim.task.update(context(), &request).await.unwrap();
+    assert_eq!(stats().await.memory.usage.limit, 67_108_864);
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    assert!(stats().await.memory.usage.max > 20_000_000, "until the deletion");
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn containers_side_by_side_do_not_mix() {
+    let shim = Shim::new().await;
+    let before = shim.holdings();
+    let lives = (0..8).map(|number| {
+        let bundle = shim.bundle(&format!("many{number}"), &format!("echo I am {number}; exit {number}"));
+        let shim = &shim;
+        async move {
+            let output = shim.run(&bundle).await;
+            assert_eq!(shim.wait(&bundle, "").await.unwrap(), number);
+            shim.delete(&bundle, "").await.unwrap();
+            assert_eq!(text(output.await.unwrap()), format!("I am {number}\n"));
+            bundle.id
+        }
+    });
+    for id in futures_util::future::join_all(lives).await {
+        shim.events_until(&format!("delete {id}")).await;
+    }
+    until("nothing is left", || {
+        let after = shim.holdings();
+        (after.0, after.1, after.2) == (before.0 + 1, before.1, before.2)
+    })
+    .await;
+    let threads = std::fs::read_dir(format!("/proc/{}/task", shim.process.id())).unwrap().count();
+    assert_eq!(threads, 1);
+}
+
+#[tokio::test]
+async fn events_wait_for_containerd_in_their_order() {
+    let mut shim = Shim::without_containerd().await;
+    let bundle = shim.bundle("away", "exit 0");
+    shim.run(&bundle).await;
+    shim.wait(&bundle, "").await.unwrap();
+    shim.delete(&bundle, "").await.unwrap();
+    shim.listen().await;
+    let id = &bundle.id;
+    let events = shim.events_until(&format!("delete {id}")).await;
+    let all = [format!("create {id}"), format!("start {id}"), format!("exit {id} 0"), format!("delete {id}")];
+    assert_eq!(events, all);
+}
+
+#[tokio::test]
+async fn a_request_outlives_its_client() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("gone", "sleep 1000");
+    let request = shim.create_request(&bundle);
+    let client = connect(&shim.socket()).await;
+    let cut = tokio::time::timeout(Duration::from_millis(5), client.create(context(), &request)).await;
+    assert!(cut.is_err(), "runc is not that fast");
+    drop(client);
+    shim.events_until(&format!("create {}", bundle.id)).await;
+    assert_eq!(shim.status(&bundle, "").await, Status::CREATED);
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_killed_shim_leaves_is_cleaned_up() {
+    let mut shim = Shim::new().await;
+    let bundle = shim.bundle("crash", "sleep 1000");
+    shim.run(&bundle).await;
+    let pid = shim.state(&bundle, "").await.unwrap().pid;
+    shim.process.kill().unwrap();
+    shim.process.wait().unwrap();
+    assert_eq!(shim.cleanup(&bundle), format!("{pid} 137"));
+    assert_eq!(shim.cleanup(&bundle), format!("{pid} 137"), "again");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(bundle.path.to_str().unwrap()));
+    assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(&bundle.id).exists());
+}
+
+#[tokio::test]
+async fn a_shim_without_tasks_ends_when_asked_and_not_before() {
+    let mut shim = Shim::new().await;
+    let bundle = shim.bundle("shutdown", "sleep 1000");
+    shim.run(&bundle).await;
+    let shutdown = ShutdownRequest { id: bundle.id.clone(), ..Default::default() };
+    shim.task.shutdown(context(), &shutdown).await.unwrap();
+    assert_eq!(shim.status(&bundle, "").await, Status::RUNNING);
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    shim.delete(&bundle, "").await.unwrap();
+    shim.task.shutdown(context(), &shutdown).await.unwrap();
+    let process = &mut shim.process;
+    until("the shim ends", || process.try_wait().unwrap().is_some()).await;
+}
