@@ -110,6 +110,12 @@ impl Node {
         fs::remove_file(&path).expect("remove the archive of the images");
     }
 
+    /// Takes the pause image out of the store: a pod that starts now has not asked for it.
+    #[track_caller]
+    pub fn remove_pause_image(&self) {
+        self.crictl(&["rmi", image::PAUSE]);
+    }
+
     /// The directory of the node, which the test and the node see under one name. Mounts below it are seen by the node only.
     pub fn dir(&self) -> &Path {
         self.dir.path()

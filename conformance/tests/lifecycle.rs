@@ -48,3 +48,13 @@ fn pod_life_reference() {
 fn pod_life_weft_network_under_runc() {
     pod_life(Subject::Weft, "runc");
 }
+
+#[test]
+fn pod_life_weft() {
+    pod_life(Subject::Weft, "weft");
+}
+
+#[test]
+fn pod_life_weft_under_the_default_sandboxer() {
+    pod_life(Subject::Weft, "weft-podsandbox");
+}
