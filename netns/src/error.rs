@@ -14,9 +14,15 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// The file is no namespace (`ioctl_ns(2)`: the ioctl fails with `ENOTTY`), or one of another kind.
-    #[error("{path} is not a network namespace")]
+    /// The file is not on the file system of namespaces (`statfs(2)`: `NSFS_MAGIC`).
+    #[error("{path} is not a namespace")]
     NotANamespace {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is a namespace of another kind (`ioctl_ns(2)`: `NS_GET_NSTYPE`).
+    #[error("{path} is a namespace, but not a network namespace")]
+    OtherNamespace {
         /// The file.
         path: PathBuf,
     },
@@ -82,6 +88,7 @@ impl Error {
             | Error::Sysctl { source, .. } => source.raw_os_error(),
             Error::Netlink { source, .. } => crate::netlink::errno(source),
             Error::NotANamespace { .. }
+            | Error::OtherNamespace { .. }
             | Error::LinkName { .. }
             | Error::Mac { .. }
             | Error::AbsentLink(_) => None,

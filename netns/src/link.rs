@@ -9,7 +9,7 @@ use netlink_packet_route::link::{
     LinkInfo, LinkMessage,
 };
 
-use crate::netlink::{Existing, errno};
+use crate::netlink::errno;
 use crate::{Error, LinkName, Mac, NetNs, Netlink};
 
 /// A pair of virtual Ethernet links to be made (`veth(4)`).
@@ -72,11 +72,8 @@ impl Netlink {
 
     async fn one_link(&self, message: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
         let failed = |source| Error::Netlink { op: "look up link", object: object.to_owned(), source };
-        match self.query(RouteNetlinkMessage::GetLink(message), false).await {
-            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(message) => Some(read(&message)),
-                _ => None,
-            })),
+        match self.query(RouteNetlinkMessage::GetLink(message)).await {
+            Ok(answer) => Ok(read(&answer)),
             Err(err) if is_absent(&err) => Ok(None),
             Err(err) => Err(failed(err)),
         }
@@ -97,7 +94,11 @@ impl Netlink {
         let mut message = end(&veth.name, veth.mac, veth.mtu);
         let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
         message.attributes.push(LinkAttribute::LinkInfo(info));
-        self.create(RouteNetlinkMessage::NewLink(message), Existing::Refuse).await.map_err(failed)?;
+        let made = self.create(RouteNetlinkMessage::NewLink(message)).await.map_err(failed)?;
+        if let Some(RouteNetlinkMessage::NewLink(made)) = made {
+            return Ok(made.header.index);
+        }
+        // Older kernels do not echo what they made.
         let link = self.link(&veth.name).await?;
         link.map(|link| link.index).ok_or_else(|| Error::AbsentLink(veth.name.to_string()))
     }
@@ -166,7 +167,8 @@ fn end(name: &LinkName, mac: Mac, mtu: u32) -> LinkMessage {
     message
 }
 
-fn read(message: &LinkMessage) -> Link {
+fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -193,5 +195,5 @@ fn read(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
-    link
+    Some(link)
 }

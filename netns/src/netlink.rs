@@ -8,7 +8,7 @@ use std::io;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -21,15 +21,6 @@ use crate::{Error, NetNs};
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
-}
-
-/// What a request does with an object of the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Existing {
-    /// Refuse, with `EEXIST`.
-    Refuse,
-    /// Replace it.
-    Replace,
 }
 
 impl Netlink {
@@ -45,6 +36,9 @@ impl Netlink {
         let socket = netlink_sys::AsyncSocket::socket_mut(socket);
         // The kernel's words for what it did not like, right behind the header of the refused message.
         socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true)).map_err(Error::Socket)?;
+        // Without its last message, an answer that was cut short would look like a whole one.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
         tokio::spawn(connection);
         Ok(Netlink { handle })
     }
@@ -62,20 +56,33 @@ impl Netlink {
         })?
     }
 
-    /// Asks for one object, or with `NLM_F_DUMP` for those that match.
-    pub(crate) async fn query(
-        &self,
-        message: RouteNetlinkMessage,
-        dump: bool,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
-        self.request(message, flags).await
+    /// Asks for one object.
+    pub(crate) async fn query(&self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        // The parser drops what it cannot read, a name that is not UTF-8 for one: the acknowledgement ends the wait.
+        let answers = self.request(message, NLM_F_REQUEST | NLM_F_ACK).await?;
+        answers
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable answer"))
     }
 
-    /// Creates an object.
-    pub(crate) async fn create(&self, message: RouteNetlinkMessage, existing: Existing) -> io::Result<()> {
-        let existing = if existing == Existing::Replace { NLM_F_REPLACE } else { NLM_F_EXCL };
-        self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | existing).await.map(drop)
+    /// Asks for those objects that match.
+    pub(crate) async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.request(message, NLM_F_REQUEST | NLM_F_DUMP).await
+    }
+
+    /// Creates an object that must not exist yet, and returns it where the kernel echoes such a message.
+    pub(crate) async fn create(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Option<RouteNetlinkMessage>> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+        Ok(self.request(message, flags).await?.into_iter().next())
+    }
+
+    /// Creates an object, in the place of one with the same key.
+    pub(crate) async fn replace(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
     /// Changes or deletes an object.
@@ -96,13 +103,22 @@ impl Netlink {
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => found.push(message),
-                NetlinkPayload::Error(err) if err.code.is_some() => return Err(refusal(&err)),
-                _ => {}
+                NetlinkPayload::Error(end) => {
+                    return refused(end.raw_code(), end.header.get(HEADER..)).map_or(Ok(found), Err);
+                }
+                NetlinkPayload::Done(end) => {
+                    return refused(end.code, Some(&end.extended_ack)).map_or(Ok(found), Err);
+                }
+                _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        Ok(found)
+        // The runtime ended, or the socket broke: nobody knows whether it was done.
+        Err(io::ErrorKind::ConnectionAborted.into())
     }
 }
+
+/// Bytes of the refused message's header (`struct nlmsghdr`), which is repeated before the kernel's explanation.
+const HEADER: usize = 16;
 
 /// The kernel's errno, and its explanation where it gives one.
 #[derive(Debug)]
@@ -125,18 +141,19 @@ pub(crate) fn errno(err: &io::Error) -> Option<i32> {
     err.raw_os_error().or_else(explained)
 }
 
-fn refusal(err: &ErrorMessage) -> io::Error {
-    let errno = err.to_io();
-    match explanation(&err.header) {
+/// The error that a negative code says, with what comes behind it.
+fn refused(code: i32, attributes: Option<&[u8]>) -> Option<io::Error> {
+    let errno = (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()))?;
+    Some(match attributes.and_then(explanation) {
         Some(text) => io::Error::new(errno.kind(), Refusal { errno, text }),
         None => errno,
-    }
+    })
 }
 
-/// The text of `NLMSGERR_ATTR_MSG` (1) among the attributes behind the 16 bytes of the refused message's header
-/// (include/uapi/linux/netlink.h): each has two bytes of length, itself included, two of type, and is padded to four.
-fn explanation(after_code: &[u8]) -> Option<String> {
-    let mut rest = after_code.get(16..)?;
+/// The text of `NLMSGERR_ATTR_MSG` (1) among attributes (include/uapi/linux/netlink.h): each has two bytes of length, itself
+/// included, two of type, and is padded to four.
+fn explanation(attributes: &[u8]) -> Option<String> {
+    let mut rest = attributes;
     loop {
         let (header, _) = rest.split_first_chunk::<4>()?;
         let [a, b, c, d] = *header;
@@ -156,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_found_behind_other_attributes() {
-        let mut bytes = vec![0; 16];
+        let mut bytes = Vec::new();
         bytes.extend([8_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat());
         bytes.extend(52_u32.to_ne_bytes());
         bytes.extend([9_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat());

@@ -10,8 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::Error;
 
@@ -45,13 +48,21 @@ impl NetNs {
     /// Opens the namespace that is pinned at `path`, or `/proc/PID/ns/net`.
     ///
     /// # Errors
-    /// [`Error::Open`] if the file cannot be opened, [`Error::NotANamespace`] if it is something else.
+    /// [`Error::Open`] if the file is absent or cannot be opened, [`Error::NotANamespace`] if it is none, as the file of a pin
+    /// that was unmounted is, [`Error::OtherNamespace`] if it is one of another kind.
     pub fn open(path: &Path) -> Result<NetNs, Error> {
-        let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
-        if !is_network_namespace(&file) {
+        let failed = |source| Error::Open { path: path.into(), source };
+        // Opening a FIFO would wait for a writer.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        if fstatfs(&file).map_err(|err| failed(err.into()))?.filesystem_type() != NSFS_MAGIC {
             return Err(Error::NotANamespace { path: path.into() });
         }
-        let metadata = file.metadata().map_err(|source| Error::Open { path: path.into(), source })?;
+        // SAFETY: the request takes no argument and only reads the kind of the open file.
+        let kind = unsafe { ns_get_nstype(file.as_raw_fd()) };
+        if kind.map_err(|err| failed(err.into()))? != CloneFlags::CLONE_NEWNET.bits() {
+            return Err(Error::OtherNamespace { path: path.into() });
+        }
+        let metadata = file.metadata().map_err(failed)?;
         let identity = Identity { dev: metadata.dev(), inode: metadata.ino() };
         Ok(NetNs { file, identity })
     }
@@ -103,8 +114,7 @@ impl NetNs {
     /// # Errors
     /// `EBUSY` if the file is a mount point in another mount namespace.
     pub fn unpin(path: &Path) -> Result<(), Error> {
-        use nix::errno::Errno;
-        match umount2(path, MntFlags::MNT_DETACH) {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {} // EINVAL: not a mount point (umount(2)).
             Err(err) => return Err(failed("unmount", path, err.into())),
         }
@@ -149,14 +159,8 @@ fn failed(op: &'static str, object: impl AsRef<Path>, source: io::Error) -> Erro
 nix::ioctl_none_bad!(
     /// The kind of namespace that a file is, as a `CLONE_NEW*` flag (`ioctl_ns(2)`).
     ns_get_nstype,
-    nix::libc::NS_GET_NSTYPE as nix::libc::c_ulong
+    libc::NS_GET_NSTYPE as libc::c_ulong
 );
-
-fn is_network_namespace(file: &File) -> bool {
-    // SAFETY: the request takes no argument and only reads the kind of the open file.
-    let kind = unsafe { ns_get_nstype(file.as_raw_fd()) };
-    kind == Ok(CloneFlags::CLONE_NEWNET.bits())
-}
 
 /// The thread's end is the point: whatever it entered is left behind with it.
 fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, Error> {

@@ -11,16 +11,21 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::netlink::{Existing, errno};
+use crate::netlink::errno;
 use crate::{Error, Mac, Netlink};
 
 /// Who made a route (`rtm_protocol`): a number that /etc/iproute2/rt_protos gives to nobody, so that weft's are told apart.
 pub const ROUTE_PROTOCOL: u8 = 0x77;
 
-/// An address of documentation (RFC 5737), for the question which way the default route goes.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);
+/// An address of documentation (RFC 5737), for the question which way the default route goes. Nobody's broadcast address.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
 /// The same of IPv6 (RFC 3849).
 const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+
+/// What a lookup fails with where no route leads on: none at all, or one of the kinds unreachable, prohibit and blackhole
+/// (`fib_props` in net/ipv4/fib_semantics.c).
+const NO_WAY: [i32; 4] =
+    [nix::libc::ENETUNREACH, nix::libc::EHOSTUNREACH, nix::libc::EACCES, nix::libc::EINVAL];
 
 /// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +60,7 @@ impl Netlink {
         if address.is_ipv6() {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        let done = self.create(RouteNetlinkMessage::NewAddress(message), Existing::Replace).await;
+        let done = self.replace(RouteNetlinkMessage::NewAddress(message)).await;
         done.map_err(|source| Error::Netlink {
             op: "add address",
             object: format!("{address} to link {index}"),
@@ -72,7 +77,7 @@ impl Netlink {
         message.header.index = index;
         let failed =
             |source| Error::Netlink { op: "list addresses of link", object: index.to_string(), source };
-        let answers = self.query(RouteNetlinkMessage::GetAddress(message), true).await.map_err(failed)?;
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(message)).await.map_err(failed)?;
         let addresses = answers.into_iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewAddress(message) => {
                 let prefix = message.header.prefix_len;
@@ -91,7 +96,7 @@ impl Netlink {
     /// # Errors
     /// `ENETDOWN` if the link is down.
     pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        let done = self.create(RouteNetlinkMessage::NewRoute(route.message()), Existing::Replace).await;
+        let done = self.replace(RouteNetlinkMessage::NewRoute(route.message())).await;
         done.map_err(|source| Error::Netlink { op: "add route", object: route.to_string(), source })
     }
 
@@ -114,7 +119,8 @@ impl Netlink {
     /// [`Error::Netlink`].
     pub async fn has_route(&self, route: &Route) -> Result<bool, Error> {
         let asked = if route.prefix == 0 { elsewhere(route.destination) } else { route.destination };
-        let Some(found) = self.way_to(asked).await? else { return Ok(false) };
+        // The route as it is in the table, not what a packet makes of it.
+        let Some(found) = self.way_to(asked, RouteFlags::FibMatch).await? else { return Ok(false) };
         let via = found.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Gateway(gateway) => address_of(gateway),
             _ => None,
@@ -124,33 +130,34 @@ impl Netlink {
             && found.header.destination_prefix_length == route.prefix)
     }
 
-    /// The MTU in bytes of the link of the default route, IPv4's before IPv6's; `None` without a default route.
+    /// The MTU in bytes of the link that leads out of the node, by IPv4 or else by IPv6; `None` if none does.
     ///
     /// # Errors
     /// [`Error::Netlink`].
     pub async fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
         for address in [IpAddr::V4(ELSEWHERE), IpAddr::V6(ELSEWHERE_V6)] {
-            let Some(index) = self.way_to(address).await?.as_ref().and_then(link_of) else { continue };
+            // What a packet makes of the route is one link, of several next hops too.
+            let Some(found) = self.way_to(address, RouteFlags::empty()).await? else { continue };
+            let Some(index) = link_of(&found) else { continue };
             return Ok(self.link_by_index(index).await?.map(|link| link.mtu));
         }
         Ok(None)
     }
 
-    /// The route that the kernel would take, as it is in the table (`RTM_F_FIB_MATCH`).
-    async fn way_to(&self, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
+    /// How the kernel would send to an address; `None` if it would not.
+    async fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-        message.header.flags = RouteFlags::FibMatch;
+        message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(address.into()));
-        match self.query(RouteNetlinkMessage::GetRoute(message), false).await {
-            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(message) => Some(message),
-                _ => None,
-            })),
-            Err(err) if matches!(errno(&err), Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)) => {
-                Ok(None)
+        match self.query(RouteNetlinkMessage::GetRoute(message)).await {
+            // IPv6 tells of a route that refuses; to an own address the way is `lo`.
+            Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Unicast => {
+                Ok(Some(route))
             }
+            Ok(_) => Ok(None),
+            Err(err) if errno(&err).is_some_and(|errno| NO_WAY.contains(&errno)) => Ok(None),
             Err(source) => {
                 Err(Error::Netlink { op: "look up the route to", object: address.to_string(), source })
             }
@@ -166,7 +173,7 @@ impl Netlink {
         message.header.state = NeighbourState::Permanent;
         message.header.kind = RouteType::Unicast;
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
-        let done = self.create(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace).await;
+        let done = self.replace(RouteNetlinkMessage::NewNeighbour(message)).await;
         done.map_err(|source| Error::Netlink {
             op: "add neighbour",
             object: format!("{address} to link {index}"),
@@ -180,24 +187,19 @@ impl Netlink {
     /// [`Error::Netlink`].
     pub async fn has_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<bool, Error> {
         let message = neighbour(index, address);
-        let answers = match self.query(RouteNetlinkMessage::GetNeighbour(message), false).await {
-            Ok(answers) => answers,
-            Err(err) if errno(&err) == Some(nix::libc::ENOENT) => return Ok(false),
-            Err(source) => {
-                return Err(Error::Netlink {
-                    op: "look up neighbour",
-                    object: format!("{address} of link {index}"),
-                    source,
-                });
-            }
-        };
         let wanted = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
-        Ok(answers.iter().any(|answer| match answer {
-            RouteNetlinkMessage::NewNeighbour(message) => {
-                message.header.state == NeighbourState::Permanent && message.attributes.contains(&wanted)
+        match self.query(RouteNetlinkMessage::GetNeighbour(message)).await {
+            Ok(RouteNetlinkMessage::NewNeighbour(found)) => {
+                Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&wanted))
             }
-            _ => false,
-        }))
+            Ok(_) => Ok(false),
+            Err(err) if errno(&err) == Some(nix::libc::ENOENT) => Ok(false),
+            Err(source) => Err(Error::Netlink {
+                op: "look up neighbour",
+                object: format!("{address} of link {index}"),
+                source,
+            }),
+        }
     }
 }
 

@@ -80,13 +80,29 @@ fn unpin_removes_a_file_that_is_not_mounted() {
 }
 
 #[test]
+fn a_pin_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let err = NetNs::create().unwrap().pin(&dir.path().join("absent/a")).unwrap_err();
+    assert_eq!(err.errno(), Some(nix::libc::ENOENT));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn what_is_no_network_namespace_is_told_apart() {
     let absent = NetNs::open(Path::new("/proc/absent")).unwrap_err();
     assert!(matches!(absent, Error::Open { .. }));
     assert_eq!(absent.errno(), Some(nix::libc::ENOENT));
-    for path in ["/proc/self/ns/mnt", "/proc/self/status", "/dev/null"] {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in ["/proc/self/status", "/dev/null", "/proc", fifo.to_str().unwrap()] {
         let err = NetNs::open(Path::new(path)).unwrap_err();
-        assert_eq!(err.to_string(), format!("{path} is not a network namespace"));
+        assert!(matches!(err, Error::NotANamespace { .. }), "{err}");
+        assert_eq!(err.to_string(), format!("{path} is not a namespace"));
+    }
+    for kind in ["mnt", "pid", "uts", "user"] {
+        let err = NetNs::open(&Path::new("/proc/self/ns").join(kind)).unwrap_err();
+        assert!(matches!(err, Error::OtherNamespace { .. }), "{err}");
     }
 }
 

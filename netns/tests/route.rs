@@ -6,7 +6,7 @@ mod common;
 
 use std::net::IpAddr;
 
-use common::{HOST_MAC, POD_MAC, block_on, ip, pair, pings};
+use common::{HOST_MAC, POD_MAC, Tcpdump, block_on, ip, pair, pings};
 use weft_netns::{NetNs, Netlink, Route, sysctl};
 
 fn address(text: &str) -> IpAddr {
@@ -48,12 +48,15 @@ fn packets_pass_and_nobody_asks_for_an_address() {
     let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
     host.run(|| sysctl::write("net/ipv6/conf/all/forwarding", "1").unwrap()).unwrap();
     block_on(wire(&host, &pod));
+    let wire = Tcpdump::start(&host, "veth0");
     for of_host in ["192.0.2.10", "2001:db8::10"] {
         assert!(pings(&pod, of_host), "{of_host}");
     }
     for of_pod in ["10.1.0.2", "fd00:1::2"] {
         assert!(pings(&host, of_pod), "{of_pod}");
     }
+    let seen = wire.until(&["ICMP echo reply", "ICMP6, echo reply"], 2);
+    assert!(!seen.contains("ARP") && !seen.contains("solicitation"), "{seen}");
     for (netns, link, count) in [(&host, "veth0", 2), (&pod, "eth0", 2)] {
         let neighbours = ip(netns, &format!("neigh show dev {link}"));
         let neighbours = neighbours.as_array().unwrap();
@@ -108,13 +111,18 @@ fn routes_bear_wefts_number_and_are_asked_for_one_by_one() {
 #[test]
 fn a_route_to_a_reused_address_leads_to_its_new_owner() {
     let host = NetNs::create().unwrap();
+    ip(&host, "link add new type veth peer name other");
+    ip(&host, "link set new up");
     block_on(async {
         let pod = NetNs::create().unwrap();
         let (outside, _, old, _) = wire(&host, &pod).await;
-        outside.replace_route(&on_link("10.1.0.2", 1)).await.unwrap();
-        assert!(outside.has_route(&on_link("10.1.0.2", 1)).await.unwrap());
-        assert!(!outside.delete_route(&on_link("10.1.0.2", old)).await.unwrap(), "the old owner's is gone");
-        assert!(outside.has_route(&on_link("10.1.0.2", 1)).await.unwrap(), "and the new one's stays");
+        let new = outside.link(&"new".parse().unwrap()).await.unwrap().unwrap().index;
+        for address in ["10.1.0.2", "fd00:1::2"] {
+            outside.replace_route(&on_link(address, new)).await.unwrap();
+            assert!(outside.has_route(&on_link(address, new)).await.unwrap());
+            assert!(!outside.delete_route(&on_link(address, old)).await.unwrap(), "the old owner's is gone");
+            assert!(outside.has_route(&on_link(address, new)).await.unwrap(), "and the new one's stays");
+        }
     });
 }
 
@@ -141,7 +149,7 @@ fn the_mtu_is_that_of_the_default_routes_link() {
     assert_eq!(mtu(), None);
     for args in [
         "link add up0 mtu 9000 type veth peer name up1",
-        "link set up1 up",
+        "link set up1 mtu 9000 up",
         "addr add 192.0.2.1/31 dev up0",
         "link set up0 up",
         "route add default dev up0",
@@ -153,6 +161,18 @@ fn the_mtu_is_that_of_the_default_routes_link() {
     assert_eq!(mtu(), None);
     ip(&host, "-6 route add default dev up0");
     assert_eq!(mtu(), Some(9000));
+    ip(&host, "-6 route del default");
+    for of_no_use in ["unreachable", "blackhole", "prohibit"] {
+        for family in ["-4", "-6"] {
+            ip(&host, &format!("{family} route add {of_no_use} default"));
+            assert_eq!(mtu(), None, "{family} {of_no_use}");
+            ip(&host, &format!("{family} route del {of_no_use} default"));
+        }
+    }
+    ip(&host, "route add default nexthop dev up0 nexthop dev up1");
+    assert_eq!(mtu(), Some(9000), "one of several next hops");
+    ip(&host, "addr add 198.51.100.77/32 dev lo");
+    assert_eq!(mtu(), None, "the address that is asked for is the node's own");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A request that changes something runs in a task of its own and is awaited: a client that goes away leaves it whole.
 //! Nothing here waits for a client, and each request of a connection runs by itself; a `Wait` holds up nobody.
 //!
-//! The messages of `containerd.task.v2` and `v3` are the same; [`Tasks`] serves both.
+//! [`Tasks`] is what there is; [`services`] is how clients reach it.
 
 mod cgroup;
 mod console;
@@ -11,8 +11,10 @@ mod container;
 mod counters;
 mod create;
 mod error;
+mod exec;
 mod metrics_v1;
 mod metrics_v2;
+mod oom;
 mod process;
 mod record;
 mod rootfs;
@@ -35,7 +37,7 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use futures_util::future::join_all;
 use protobuf::MessageField;
 use tokio::sync::Notify;
-use ttrpc::asynchronous::{Service, TtrpcContext};
+use ttrpc::asynchronous::TtrpcContext;
 
 use crate::config::Config;
 use crate::events::Events;
@@ -47,7 +49,7 @@ use container::Container;
 pub(crate) use error::Error;
 use process::{Phase, Process};
 pub(crate) use record::cleanup;
-use stdio::{Paths, Stdio};
+use stdio::Paths;
 
 /// What the tasks of a shim share with the rest of it.
 #[derive(Debug)]
@@ -62,53 +64,52 @@ pub(crate) struct TaskContext {
     pub(crate) reaper: Arc<Reaper>,
     /// The pod.
     pub(crate) sandbox: Arc<Sandbox>,
+    /// The table that the service fills.
+    pub(crate) tasks: Arc<Tasks>,
     /// Told when a client asks to shut down and nothing is left to serve.
     pub(crate) idle: Arc<Notify>,
 }
 
-/// The tasks of a shim.
-#[derive(Debug)]
-pub(crate) struct Tasks {
-    context: Arc<TaskContext>,
-    table: Arc<Table>,
-}
-
+/// The tasks of a shim, by id.
 #[derive(Debug, Default)]
-struct Table {
+pub(crate) struct Tasks {
     /// `None` while a container is being made.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
 }
 
 /// An id that is taken, until its container is there.
 struct Reservation {
-    table: Arc<Table>,
+    tasks: Arc<Tasks>,
     id: String,
 }
 
-impl Tasks {
-    /// No tasks yet.
-    pub(crate) fn new(context: TaskContext) -> Arc<Tasks> {
-        Arc::new(Tasks { context: Arc::new(context), table: Arc::default() })
-    }
+/// The handlers.
+struct Service {
+    context: Arc<TaskContext>,
+    tasks: Arc<Tasks>,
+}
 
+/// The Task service under the names of its versions 2 and 3, whose messages are the same.
+pub(crate) fn services(context: TaskContext) -> HashMap<String, ttrpc::asynchronous::Service> {
+    let tasks = Arc::clone(&context.tasks);
+    let service = Arc::new(Service { context: Arc::new(context), tasks });
+    let mut services = create_task(Arc::clone(&service) as _);
+    services.extend(create_task(service).into_values().map(|v2| ("containerd.task.v2.Task".to_owned(), v2)));
+    services
+}
+
+impl Tasks {
     /// Neither is there a container nor is one being made.
     pub(crate) fn is_empty(&self) -> bool {
-        self.table.containers().is_empty()
+        self.containers().is_empty()
     }
 
     /// Kills all containers and waits until they are dead, each at most ten seconds. They are not deleted.
     pub(crate) async fn kill_all(&self) {
-        let all = self.table.all();
+        let all = self.all();
         join_all(all.iter().map(|container| container.kill())).await;
     }
 
-    /// The living processes that the shim is the parent of.
-    pub(crate) fn pids(&self) -> Vec<u32> {
-        self.table.all().iter().flat_map(|container| container.own_pids()).collect()
-    }
-}
-
-impl Table {
     fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
         let container = self.containers().get(id).cloned().flatten();
         container.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_owned() })
@@ -124,7 +125,7 @@ impl Table {
             return Err(Error::Exists { kind: "task", id: id.to_owned() });
         }
         containers.insert(id.to_owned(), None);
-        Ok(Reservation { table: Arc::clone(self), id: id.to_owned() })
+        Ok(Reservation { tasks: Arc::clone(self), id: id.to_owned() })
     }
 
     /// Whoever takes it out has deleted it.
@@ -146,13 +147,13 @@ impl Table {
 
 impl Reservation {
     fn fill(self, container: Arc<Container>) {
-        self.table.containers().insert(self.id.clone(), Some(container));
+        self.tasks.containers().insert(self.id.clone(), Some(container));
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut containers = self.table.containers();
+        let mut containers = self.tasks.containers();
         if let Some(None) = containers.get(&self.id) {
             containers.remove(&self.id);
         }
@@ -160,13 +161,13 @@ impl Drop for Reservation {
 }
 
 #[async_trait]
-impl Task for Tasks {
+impl Task for Service {
     async fn create(
         &self,
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        let reservation = self.table.reserve(&request.id)?;
+        let reservation = self.tasks.reserve(&request.id)?;
         let context = Arc::clone(&self.context);
         let pid = detached(async move {
             let container = create::create(context, &request).await?;
@@ -179,7 +180,7 @@ impl Task for Tasks {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         let pid = detached(async move {
             match request.exec_id.as_str() {
                 "" => container.start().await,
@@ -191,14 +192,14 @@ impl Task for Tasks {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let container = self.table.get(&request.id)?;
-        let table = Arc::clone(&self.table);
+        let container = self.tasks.get(&request.id)?;
+        let tasks = Arc::clone(&self.tasks);
         let (pid, exit) = detached(async move {
             if !request.exec_id.is_empty() {
                 return container.delete_exec(&request.exec_id).await;
             }
             let exit = container.delete().await?;
-            table.take(&container)?;
+            tasks.take(&container)?;
             container.deleted(exit);
             Ok((container.init.pid(), exit))
         })
@@ -208,7 +209,7 @@ impl Task for Tasks {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         let spec = exec_spec(&request)?;
         if request.exec_id.is_empty() {
             return Err(Error::Invalid { field: "exec_id", got: String::new(), want: "a name" }.into());
@@ -224,7 +225,7 @@ impl Task for Tasks {
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let container = match self.table.get(&request.id) {
+        let container = match self.tasks.get(&request.id) {
             Ok(container) => container,
             Err(err) => return sandbox_state(self.context.sandbox.pid(&request.id), request, err),
         };
@@ -251,7 +252,7 @@ impl Task for Tasks {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let processes = match (self.table.get(&request.id), self.context.sandbox.pid(&request.id)) {
+        let processes = match (self.tasks.get(&request.id), self.context.sandbox.pid(&request.id)) {
             (Ok(container), _) => container.processes(),
             (Err(_), Some(pid)) => vec![ProcessInfo { pid, ..Default::default() }],
             (Err(err), None) => return Err(err.into()),
@@ -260,13 +261,13 @@ impl Task for Tasks {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         detached(async move { container.pause().await }).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         detached(async move { container.resume().await }).await?;
         Ok(Empty::default())
     }
@@ -276,7 +277,7 @@ impl Task for Tasks {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         let number = i32::try_from(request.signal).ok().filter(|number| (1..=64).contains(number));
         let Some(number) = number else {
             let got = request.signal.to_string();
@@ -288,35 +289,35 @@ impl Task for Tasks {
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let size = |field, value: u32| {
-            u16::try_from(value).map_err(|_| Error::Invalid {
+            u16::try_from(value).map_err(|_out_of_range| Error::Invalid {
                 field,
                 got: value.to_string(),
                 want: "at most 65535",
             })
         };
         let (width, height) = (size("width", request.width)?, size("height", request.height)?);
-        self.table.get(&request.id)?.resize(&request.exec_id, width, height)?;
+        self.tasks.get(&request.id)?.resize(&request.exec_id, width, height)?;
         Ok(Empty::default())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        self.table.get(&request.id)?.with(&request.exec_id, |process| {
+        self.tasks.get(&request.id)?.with(&request.exec_id, |process| {
             if request.stdin {
-                process.stdio().map(Stdio::close_input);
+                process.close_input();
             }
         })?;
         Ok(Empty::default())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         let resources = request.resources.into_option().unwrap_or_default().value;
         detached(async move { container.update(&resources).await }).await?;
         Ok(Empty::default())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let container = self.table.get(&request.id)?;
+        let container = self.tasks.get(&request.id)?;
         let exit = match request.exec_id.as_str() {
             "" => container.init.stopped().await,
             exec_id => container.exec(exec_id)?.stopped().await,
@@ -326,13 +327,13 @@ impl Task for Tasks {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let stats = self.table.get(&request.id)?.metrics()?;
+        let stats = self.tasks.get(&request.id)?.metrics()?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
     }
 
     /// Never fails: after a restart containerd asks so for every bundle, also for a sandbox's.
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let task_pid = match self.table.get(&request.id) {
+        let task_pid = match self.tasks.get(&request.id) {
             Ok(container) => container.init.pid(),
             Err(_) => self.context.sandbox.pid(&request.id).unwrap_or_default(),
         };
@@ -342,19 +343,11 @@ impl Task for Tasks {
 
     /// Answers at once: containerd sends it after each deletion, and takes an error for one of the deletion.
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.is_empty() && !self.context.sandbox.is_live() {
+        if self.tasks.is_empty() && !self.context.sandbox.is_live() {
             self.context.idle.notify_one();
         }
         Ok(Empty::default())
     }
-}
-
-/// The service under both names that clients have for it: the messages are the same.
-pub(crate) fn services(tasks: Arc<Tasks>) -> HashMap<String, Service> {
-    let v2 = create_task(Arc::clone(&tasks) as Arc<_>)
-        .into_values()
-        .map(|service| ("containerd.task.v2.Task".to_owned(), service));
-    v2.chain(create_task(tasks)).collect()
 }
 
 /// Runs `work` to its end even if the request that waits for it is dropped.

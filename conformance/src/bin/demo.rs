@@ -2,7 +2,11 @@
 //! both families, and the counter of the fast path grown by those packets; everything removed, and nothing left.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "a demonstration that tells its steps and ends at the first that fails")]
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a demonstration that tells its steps and ends at the first that fails"
+)]
 
 use std::net::SocketAddr;
 
@@ -21,7 +25,11 @@ fn main() {
     b.run(&ContainerSpec::new("web", image::WEB));
     let client = a.run(&ContainerSpec::new("client", image::BUSYBOX));
     for pod in [&a, &b] {
-        println!("   {} {}", pod.id(), pod.ips().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        println!(
+            "   {} {}",
+            pod.id(),
+            pod.ips().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        );
     }
     witnesses_agree(&node, &[&a, &b]);
 
@@ -55,11 +63,13 @@ fn step(what: &str) {
 /// crictl, weft and the kernel name the same pods and addresses.
 fn witnesses_agree(node: &Node, pods: &[&Pod<'_>]) {
     print!("{}", run(node.command("weft").arg("pods")));
-    let of_weft: Value = serde_json::from_str(&run(node.command("weft").args(["pods", "-o", "json"]))).expect("weft prints JSON");
+    let of_weft: Value = serde_json::from_str(&run(node.command("weft").args(["pods", "-o", "json"])))
+        .expect("weft prints JSON");
     let of_crictl = node.crictl(&["pods", "--quiet", "--no-trunc", "--state", "ready"]);
     for pod in pods {
         assert!(of_crictl.contains(pod.id()), "crictl pods lists {}", pod.id());
-        let record = of_weft.as_array().expect("a list").iter().find(|record| record["container"] == pod.id());
+        let record =
+            of_weft.as_array().expect("a list").iter().find(|record| record["container"] == pod.id());
         let record = record.expect("weft pods lists the pod");
         let addresses: Vec<String> = pod.ips().iter().map(ToString::to_string).collect();
         assert_eq!(record["addresses"], serde_json::json!(addresses), "weft and crictl inspectp agree");
@@ -67,7 +77,10 @@ fn witnesses_agree(node: &Node, pods: &[&Pod<'_>]) {
         for address in &addresses {
             assert!(inside.contains(&format!(" {address}/")), "{address} is in the pod: {inside}");
             let route = run(node.command("ip").args(["route", "get", address]));
-            assert!(route.contains(record["host_link"].as_str().expect("a name")), "{address} leads to the pod: {route}");
+            assert!(
+                route.contains(record["host_link"].as_str().expect("a name")),
+                "{address} leads to the pod: {route}"
+            );
         }
     }
 }

@@ -2,8 +2,9 @@
 
 #![expect(dead_code, reason = "not every test binary uses all of it")]
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use weft_netns::{Error, Mac, NetNs, Netlink, Veth};
@@ -54,4 +55,40 @@ pub(crate) fn mounts_below(dir: &Path) -> usize {
         .lines()
         .filter(|line| line.split(' ').nth(4).is_some_and(|target| Path::new(target).starts_with(dir)))
         .count()
+}
+
+/// What passes on a link.
+pub(crate) struct Tcpdump(Child);
+
+impl Tcpdump {
+    /// Returns when it listens.
+    pub(crate) fn start(netns: &NetNs, link: &str) -> Tcpdump {
+        let mut command = Command::new("tcpdump");
+        command
+            .args(["-n", "-l", "--immediate-mode", "-i", link])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = netns.run(|| command.spawn().unwrap()).unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with("listening on")), "tcpdump ended");
+        Tcpdump(child)
+    }
+
+    /// All that passed until each of `texts` was seen `times`. What passed before a packet is seen before it.
+    pub(crate) fn until(mut self, texts: &[&str], times: usize) -> String {
+        let mut seen = String::new();
+        let mut lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        while texts.iter().any(|text| seen.matches(text).count() < times) {
+            seen += &lines.next().unwrap().unwrap();
+            seen.push('\n');
+        }
+        seen
+    }
+}
+
+impl Drop for Tcpdump {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }

@@ -83,19 +83,21 @@ async fn run(
     let events = Arc::new(Events::start(std::env::var("TTRPC_ADDRESS").ok().as_deref(), &args.namespace));
     let network = network::service(Arc::clone(&config), Scope::Container(args.id.clone()));
     let sandbox = Sandbox::new(Arc::clone(&config), owner, Arc::clone(&reaper), Arc::clone(&idle));
-    let tasks = Tasks::new(TaskContext {
+    let tasks = Arc::new(Tasks::default());
+    let context = TaskContext {
         config,
         namespace: args.namespace.clone(),
         events: Arc::clone(&events),
         reaper,
         sandbox: Arc::clone(&sandbox),
+        tasks: Arc::clone(&tasks),
         idle: Arc::clone(&idle),
-    });
+    };
     let listener = UnixListener::from_std(listener).map_err(io_error("take the listener"))?;
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener)))
         .register_service(sandbox::service::service(Arc::clone(&sandbox), Arc::clone(&tasks)))
-        .register_service(task::services(Arc::clone(&tasks)))
+        .register_service(task::services(context))
         .register_service(network);
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
     until_idle(&idle, || tasks.is_empty() && !sandbox.is_live()).await?;

@@ -190,7 +190,7 @@ impl sandbox_async::Sandbox for Server {
         let cgroup = self.0.instance().as_ref().and_then(|instance| Some(instance.cgroup()?.pod.clone()));
         let cgroup =
             cgroup.ok_or_else(|| status(Code::NOT_FOUND, &Error::NotRunning(request.sandbox_id.clone())))?;
-        let data = task::metrics(&cgroup.to_string_lossy()).map_err(|err| status(Code::NOT_FOUND, &err))?;
+        let data = task::metrics(&cgroup).map_err(|err| status(Code::NOT_FOUND, &err))?;
         let mut response = SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.id = request.sandbox_id;

@@ -31,12 +31,12 @@ pub(crate) enum Cgroup {
     V2(PathBuf),
 }
 
-/// The counters of the cgroup at `path`, which is absolute within the hierarchy, or the name of a systemd slice.
+/// The counters of the cgroup at `path`, as /proc/self/cgroup spells it, or of a systemd slice by its name.
 ///
 /// # Errors
 /// `NotFound` if there is no such cgroup.
-pub(crate) fn metrics(path: &str) -> io::Result<Any> {
-    Cgroup::at(path).metrics()
+pub(crate) fn metrics(path: &Path) -> io::Result<Any> {
+    Cgroup::at(&path.to_string_lossy()).metrics()
 }
 
 impl Cgroup {
@@ -225,6 +225,6 @@ mod tests {
 
     #[test]
     fn a_missing_cgroup_is_not_found() {
-        assert_eq!(metrics("/weft-test-nowhere").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(metrics(Path::new("/weft-test-nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::types::task::{ProcessInfo, Status};
@@ -24,14 +24,13 @@ use super::error::Error;
 use super::process::{Phase, Process};
 use super::record::Record;
 use super::stdio::Stdio;
-use super::streams::Streams;
-use super::{TaskContext, rootfs};
-use crate::oci::{Launch, Runtime};
+use super::{TaskContext, oom, rootfs};
+use crate::oci::Runtime;
 use crate::reaper::{Child, Exit};
 use crate::standalone;
 
 /// How long a deletion waits for output that is still on its way.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// How long a dead container waits for its execs, and a killed process for its end.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -58,7 +57,7 @@ pub(super) struct Life {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// Held by what runs the OCI runtime on the container as a whole.
     changing: tokio::sync::Mutex<()>,
-    paused: AtomicBool,
+    pub(super) paused: AtomicBool,
     /// The counters when the first process ended: systemd removes an empty cgroup at once.
     last_metrics: Mutex<Option<Any>>,
 }
@@ -67,8 +66,17 @@ impl Container {
     /// Follows the first process to its end.
     pub(super) fn follow(self: &Arc<Self>, mut child: Child) {
         let container = Arc::clone(self);
+        let watch = self.cgroup.clone().map(|cgroup| {
+            let container = Arc::clone(self);
+            tokio::spawn(async move { oom::watch(&cgroup, || container.ran_out_of_memory()).await })
+        });
         tokio::spawn(async move {
             let exit = child.exit().await;
+            if let Some(watch) = watch {
+                // Its event may be ready, and it is polled before this task goes on.
+                tokio::task::yield_now().await;
+                watch.abort();
+            }
             container.keep_metrics();
             let _gate = container.init.gate.lock().await;
             container.init_ended(exit).await;
@@ -90,76 +98,9 @@ impl Container {
         Ok(pid)
     }
 
-    /// Adds an exec.
-    pub(super) fn add_exec(&self, exec: Process) -> Result<(), Error> {
-        match self.init.phase() {
-            phase @ Phase::Stopped(_) => return Err(self.init.refuse("exec", phase)),
-            _ if self.life.paused.load(Ordering::Relaxed) => {
-                return Err(Error::State { op: "exec", id: self.id.clone(), state: "paused" });
-            }
-            _ => {}
-        }
-        let exec_id = exec.id.clone();
-        let mut execs = self.execs();
-        if execs.contains_key(&exec_id) {
-            return Err(Error::Exists { kind: "exec", id: exec_id });
-        }
-        execs.insert(exec_id.clone(), Arc::new(exec));
-        let event = event::TaskExecAdded { container_id: self.id.clone(), exec_id, ..Default::default() };
-        self.context.events.publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
-        Ok(())
-    }
-
-    /// Starts an exec.
-    pub(super) async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<u32, Error> {
-        let exec = self.exec(exec_id)?;
-        let gate = exec.gate.lock().await;
-        if let phase @ Phase::Stopped(_) = self.init.phase() {
-            return Err(self.init.refuse("start exec", phase));
-        }
-        exec.begin_start()?;
-        let mut child = match self.launch_exec(&exec).await {
-            Ok(child) => child,
-            Err(err) => {
-                exec.enter(Phase::Created);
-                return Err(err);
-            }
-        };
-        exec.enter(Phase::Running);
-        let event = event::TaskExecStarted {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            pid: child.pid,
-            ..Default::default()
-        };
-        self.context.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
-        drop(gate);
-        let pid = child.pid;
-        let container = Arc::clone(self);
-        tokio::spawn(async move {
-            let exit = child.exit().await;
-            container.ended(&exec, exit);
-        });
-        Ok(pid)
-    }
-
-    async fn launch_exec(&self, exec: &Process) -> Result<Child, Error> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let pid_file = self.bundle.join(format!("exec-{}.pid", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let streams = Streams::open(&exec.paths, &self.bundle, self.owner)?;
-        let launch = Launch {
-            id: &self.id,
-            pid_file: &pid_file,
-            console_socket: streams.client.socket(),
-            descriptors: streams.descriptors,
-        };
-        let child = self.runtime.exec(&self.context.reaper, &exec.spec, launch).await;
-        if let Err(err) = std::fs::remove_file(&pid_file) {
-            log::debug!("remove {}: {err}", pid_file.display());
-        }
-        let child = child?;
-        exec.made(child.pid, streams.client.connect(child.pid).await?);
-        Ok(child)
+    fn ran_out_of_memory(&self) {
+        let event = event::TaskOOM { container_id: self.id.clone(), ..Default::default() };
+        self.context.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
     }
 
     async fn init_ended(&self, exit: Exit) {
@@ -180,7 +121,7 @@ impl Container {
         self.ended(&self.init, exit);
     }
 
-    fn ended(&self, process: &Process, exit: Exit) {
+    pub(super) fn ended(&self, process: &Process, exit: Exit) {
         if let Some(stdio) = process.stdio() {
             stdio.stop_input();
         }
@@ -194,24 +135,6 @@ impl Container {
         };
         self.context.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
         process.enter(Phase::Stopped(exit));
-    }
-
-    /// Removes an exec that has ended or never begun.
-    pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<(u32, Exit), Error> {
-        let exec = self.exec(exec_id)?;
-        let exit = match exec.deletable()? {
-            Phase::Stopped(exit) => exit,
-            _ => {
-                let exit = Exit { status: 0, at: SystemTime::now() };
-                exec.enter(Phase::Stopped(exit));
-                exit
-            }
-        };
-        if let Some(stdio) = exec.stdio() {
-            stdio.drain(DRAIN).await;
-        }
-        self.execs().remove(exec_id);
-        Ok((exec.pid(), exit))
     }
 
     /// Removes the container, except from the table of tasks. A first process that still waits for its start is killed.
@@ -361,14 +284,6 @@ impl Container {
         pids.into_iter().map(info).collect()
     }
 
-    /// The pids of all processes that we are the parent of and that have not ended.
-    pub(super) fn own_pids(&self) -> Vec<u32> {
-        let execs = self.execs();
-        let all = execs.values().map(AsRef::as_ref).chain([&self.init]);
-        let living = all.filter(|process| !matches!(process.phase(), Phase::Stopped(_)));
-        living.map(Process::pid).filter(|pid| *pid != 0).collect()
-    }
-
     /// As containerd names it.
     pub(super) fn status(&self, process: &Process) -> Status {
         match process.phase() {
@@ -401,16 +316,11 @@ impl Container {
         })?
     }
 
-    pub(super) fn exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
-        let exec = self.execs().get(exec_id).cloned();
-        exec.ok_or_else(|| Error::NotFound { kind: "exec", id: exec_id.to_owned() })
-    }
-
     fn kernel(&self, op: &'static str, source: std::io::Error) -> Error {
         Error::Kernel { op, id: self.id.clone(), source }
     }
 
-    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+    pub(super) fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
         self.life.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,7 +1,7 @@
 //! One process of a container, from the request that names it to the one that deletes it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::{Mutex, watch};
@@ -36,6 +36,8 @@ pub(super) struct Process {
     pub(super) gate: Mutex<()>,
     pid: AtomicU32,
     stdio: OnceLock<Stdio>,
+    /// A client may close the input of an exec that has none yet.
+    input_closed: AtomicBool,
     phase: watch::Sender<Phase>,
 }
 
@@ -55,6 +57,7 @@ impl Process {
             gate: Mutex::new(()),
             pid: AtomicU32::new(0),
             stdio: OnceLock::new(),
+            input_closed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Created),
         }
     }
@@ -67,8 +70,19 @@ impl Process {
     /// Called once, when the OCI runtime has made the process.
     pub(super) fn made(&self, pid: u32, stdio: Stdio) {
         self.pid.store(pid, Ordering::Relaxed);
+        if self.input_closed.load(Ordering::Relaxed) {
+            stdio.close_input();
+        }
         if self.stdio.set(stdio).is_err() {
             log::error!("process {pid} was made twice");
+        }
+    }
+
+    /// Input ends when the last client has closed it.
+    pub(super) fn close_input(&self) {
+        self.input_closed.store(true, Ordering::Relaxed);
+        if let Some(stdio) = self.stdio() {
+            stdio.close_input();
         }
     }
 

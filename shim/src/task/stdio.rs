@@ -259,7 +259,8 @@ fn pipe(owner: (Uid, Gid)) -> Result<(OwnedFd, OwnedFd), Error> {
     Ok(ends)
 }
 
-fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+/// For a descriptor of our own: the open file becomes non-blocking.
+pub(super) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     set_nonblocking(&fd)?;
     // SAFETY: an OwnedFd is open and keeps its number until it is dropped, which the AsyncFd that owns it does last.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)

@@ -4,6 +4,8 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -98,13 +100,16 @@ impl Shim {
 
     async fn start(dir: &Path) -> (Child, TaskClient) {
         let socket = dir.join("shim.sock");
+        // The daemon without `start`: its listener is its standard input, and it is a child that a test can kill.
+        let listener = UnixListener::bind(&socket).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_containerd-shim-weft-v1"))
-            .args(["serve".as_ref(), socket.as_os_str(), "weft-test".as_ref()])
-            .arg(dir.join("events.sock"))
+            .args(["-namespace", "weft-test", "-id", "weft-test-shim", "-address", "/nowhere"])
             .env("WEFT_RUN_DIR", dir.join("run"))
             .env("WEFT_RUNTIME_ROOT", dir.join("runtime"))
             .env("WEFT_CONFIG", "")
-            .stdin(Stdio::null())
+            .env("TTRPC_ADDRESS", dir.join("events.sock"))
+            .current_dir(dir)
+            .stdin(OwnedFd::from(listener))
             .spawn()
             .unwrap();
         let task = connect(&socket).await;
@@ -113,16 +118,21 @@ impl Shim {
         (process, task)
     }
 
-    /// What `delete` of a dead shim does; its first line.
+    /// What `delete` says of a dead shim's container: pid and exit status.
     pub(crate) fn cleanup(&self, bundle: &Bundle) -> String {
+        use protobuf::Message;
         let output = Command::new(env!("CARGO_BIN_EXE_containerd-shim-weft-v1"))
-            .args(["cleanup", "weft-test", &bundle.id])
+            .args(["-namespace", "weft-test", "-id", &bundle.id, "-address", "/nowhere", "-bundle"])
             .arg(&bundle.path)
+            .arg("delete")
+            .env("WEFT_RUN_DIR", self.dir.path().join("run"))
             .env("WEFT_RUNTIME_ROOT", self.dir.path().join("runtime"))
+            .env("WEFT_CONFIG", "")
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
+        format!("{} {}", response.pid, response.exit_status)
     }
 
     /// Begins to take events, as containerd when it is back.

@@ -1,6 +1,5 @@
 //! The Task service of the built shim, over ttrpc, with runc and busybox, on this kernel. Needs root.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-#![expect(clippy::wildcard_imports, reason = "the requests and answers of one service")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::let_underscore_must_use, reason = "dropping a fixture must not panic")]
 
 mod fixture;
@@ -169,6 +168,20 @@ async fn an_exec_has_its_own_code_streams_and_terminal() {
     assert_eq!(shim.wait(&bundle, "e2").await.unwrap(), 0);
     shim.delete(&bundle, "e2").await.unwrap();
     assert_eq!(text(output.await.unwrap()), "/dev/pts/0\r\n");
+
+    let (stdin, (stdout, output)) = (bundle.fifo("exec-in"), bundle.output("cat-out"));
+    let mut writer = File::options().read(true).write(true).open(&stdin).unwrap();
+    writer.write_all(b"early").unwrap();
+    let request = ExecProcessRequest { stdin, stdout, ..exec_request(&bundle, "e3", "cat") };
+    shim.task.exec(context(), &request).await.unwrap();
+    let (id, exec_id) = (bundle.id.clone(), "e3".to_owned());
+    let close = CloseIORequest { id, exec_id, stdin: true, ..Default::default() };
+    shim.task.close_io(context(), &close).await.unwrap();
+    shim.start_task(&bundle, "e3").await.unwrap();
+    drop(writer);
+    assert_eq!(shim.wait(&bundle, "e3").await.unwrap(), 0, "closed before it was there");
+    shim.delete(&bundle, "e3").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "early");
 
     shim.kill(&bundle, "", 9, false).await.unwrap();
     assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
@@ -394,7 +407,7 @@ async fn pids_are_those_of_the_cgroup() {
 async fn counters_are_those_of_the_kernel() {
     use containerd_shim_protos::cgroups::metrics::Metrics;
     let shim = Shim::new().await;
-    let bundle = shim.bundle("stats", "head -c 20000000 /dev/zero > /tmp/x; sleep 1000");
+    let bundle = shim.bundle("stats", "head -c 20000000 /dev/zero > /tmp/x; exec sleep 1000");
     shim.run(&bundle).await;
     let stats = async || {
         let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
@@ -404,7 +417,7 @@ async fn counters_are_those_of_the_kernel() {
     };
     let mut metrics = stats().await;
     for _ in 0..500 {
-        if metrics.memory.usage.usage > 20_000_000 {
+        if metrics.memory.usage.usage > 20_000_000 && metrics.pids.current == 1 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -419,7 +432,7 @@ async fn counters_are_those_of_the_kernel() {
     assert!(metrics.memory.usage.max <= cgroup("memory.max_usage_in_bytes"));
     assert!(metrics.memory.total_cache > 19_000_000);
     assert!(metrics.cpu.usage.total > 0 && metrics.cpu.usage.total <= cgroup("cpuacct.usage"));
-    assert_eq!(metrics.pids.current, 2);
+    assert_eq!(metrics.pids.current, 1);
 
     let limits = protobuf::well_known_types::any::Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
@@ -520,4 +533,58 @@ async fn a_shim_without_tasks_ends_when_asked_and_not_before() {
     shim.task.shutdown(context(), &shutdown).await.unwrap();
     let process = &mut shim.process;
     until("the shim ends", || process.try_wait().unwrap().is_some()).await;
+}
+
+#[tokio::test]
+async fn running_out_of_memory_is_told() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("oom", "");
+    bundle.configure("exec tail /dev/zero", |config| {
+        config["linux"]["resources"] =
+            serde_json::json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+    });
+    shim.run(&bundle).await;
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
+    let stats = shim.task.stats(context(), &request).await.unwrap().stats.unwrap();
+    let metrics = containerd_shim_protos::cgroups::metrics::Metrics::parse_from_bytes(&stats.value).unwrap();
+    assert_eq!(metrics.memory_oom_control.oom_kill, 1);
+    shim.delete(&bundle, "").await.unwrap();
+    let events = shim.events_until(&format!("delete {}", bundle.id)).await;
+    assert!(events.contains(&format!("oom {}", bundle.id)), "{events:?}");
+}
+
+/// containerd's own limit of layers is far above what one page of mount options takes.
+#[tokio::test]
+async fn an_overlay_may_have_more_layers_than_a_page_can_name() {
+    let shim = Shim::new().await;
+    let base = shim.dir.path().join("snapshots");
+    std::fs::create_dir(&base).unwrap();
+    let folder = |name: &str| {
+        let path = base.join(name);
+        std::fs::create_dir(&path).unwrap();
+        path.display().to_string()
+    };
+    let mut layers: Vec<String> =
+        (0..100).map(|n| folder(&format!("layer-{n:03}-{}", "x".repeat(12)))).collect();
+    std::fs::write(format!("{}/lowest", layers[99]), "here").unwrap();
+    layers.push(shim.dir.path().join("image").display().to_string());
+    let lower = format!("lowerdir={}", layers.join(":"));
+    assert!(lower.len() > 4096);
+    let bundle = shim.bundle("layers", "cat /lowest; echo written > /new");
+    bundle.configure("cat /lowest; echo written > /new", |config| config["root"]["readonly"] = false.into());
+    let (stdout, output) = bundle.output("stdout");
+    let overlay = containerd_shim_protos::types::mount::Mount {
+        type_: "overlay".into(),
+        source: "overlay".into(),
+        options: vec![format!("workdir={}", folder("work")), format!("upperdir={}", folder("upper")), lower],
+        ..Default::default()
+    };
+    let request = CreateTaskRequest { stdout, rootfs: vec![overlay], ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "here");
+    assert_eq!(std::fs::read_to_string(base.join("upper/new")).unwrap(), "written\n");
 }
