@@ -196,13 +196,32 @@ impl Node {
 
     /// Ends containerd by `signal` and starts it again; shims and pods live on.
     pub fn restart_containerd(&self, signal: Signal) {
-        self.containerd().take().expect("containerd was started").end(signal);
+        self.stop_containerd(signal);
         self.start_containerd();
+    }
+
+    /// Ends containerd by `signal`, until [`Node::start_containerd`].
+    pub fn stop_containerd(&self, signal: Signal) {
+        self.containerd().take().expect("containerd was started").end(signal);
     }
 
     /// The process id of containerd, as the test sees it.
     pub fn containerd_pid(&self) -> Pid {
         self.containerd().as_ref().expect("containerd was started").pid()
+    }
+
+    /// Sends `signal` to all processes of the node's whose command line has every one of `words`; how many there were.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal, words: &[&str]) -> usize {
+        let all = self.sandbox.processes().into_iter();
+        let meant: Vec<String> = all
+            .filter(|(_, line)| words.iter().all(|word| line.contains(word)))
+            .map(|(pid, _)| pid.to_string())
+            .collect();
+        if !meant.is_empty() {
+            run(self.command("kill").arg(format!("-{}", signal as i32)).args(&meant));
+        }
+        meant.len()
     }
 
     /// All that containerd, the shims and the CNI plugins have logged.
@@ -304,7 +323,8 @@ impl Node {
         self.dir().join("containerd.log")
     }
 
-    fn start_containerd(&self) {
+    /// Starts containerd, on what it knew when it ended.
+    pub fn start_containerd(&self) {
         let mut command = self.command("containerd");
         command.arg("--config").arg(self.dir().join("containerd.toml"));
         let log = File::options()

@@ -328,6 +328,13 @@ impl Container<'_> {
             .expect("crictl prints JSON")
     }
 
+    /// A file in the container's root, as processes of the node see it.
+    #[track_caller]
+    pub fn path(&self, inside: &str) -> PathBuf {
+        let pid = self.inspect()["info"]["pid"].as_u64().expect("the container runs");
+        PathBuf::from(format!("/proc/{pid}/root{inside}"))
+    }
+
     /// `CONTAINER_CREATED`, `CONTAINER_RUNNING`, `CONTAINER_EXITED` or `CONTAINER_UNKNOWN`.
     #[track_caller]
     pub fn state(&self) -> String {

@@ -10,6 +10,7 @@ mod bootstrap;
 mod delete;
 mod info;
 mod logger;
+mod peers;
 mod server;
 mod socket;
 

@@ -9,14 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, Stream};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use super::args::Args;
+use super::peers::Peers;
 use super::{Error, io_error, logger, socket};
 use crate::config::Config;
 use crate::events::Events;
@@ -27,6 +28,8 @@ use crate::task::{self, TaskContext, Tasks};
 
 /// How long containerd may take for the last events; a client that has gone takes none.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How long clients may take to read their last answers and hang up.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 fn system(op: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
     move |source| Error::System { op, source }
@@ -94,8 +97,9 @@ async fn run(
         idle: Arc::clone(&idle),
     };
     let listener = UnixListener::from_std(listener).map_err(io_error("take the listener"))?;
+    let peers = Peers::default();
     let mut server = Server::new()
-        .add_listener(Listener::new(accept(listener)))
+        .add_listener(Listener::new(peers.accept(listener)))
         .register_service(sandbox::service::service(Arc::clone(&sandbox), Arc::clone(&tasks)))
         .register_service(task::services(context))
         .register_service(network);
@@ -103,7 +107,9 @@ async fn run(
     until_idle(&idle, || tasks.is_empty() && !sandbox.is_live()).await?;
     events.flush(FLUSH).await;
     socket::remove(&path).map_err(io_error("remove the socket"))?;
-    // Returns when every reply is written: the last one is to the call that ended the pod.
+    if timeout(FAREWELL, peers.closed()).await.is_err() {
+        log::debug!("clients are still connected");
+    }
     server.shutdown().await.map_err(|source| Error::Serve { op: "close the connections", source })
 }
 
@@ -118,19 +124,4 @@ async fn until_idle(idle: &Notify, nothing_left: impl Fn() -> bool) -> Result<()
             _ = int.recv() => log::info!("SIGINT is ignored while a pod lives"),
         }
     }
-}
-
-/// Connections of our own user; others are closed at once.
-fn accept(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> + Send {
-    stream::unfold(listener, async |listener| {
-        loop {
-            match listener.accept().await.and_then(|(peer, _)| Ok((peer.peer_cred()?.uid(), peer))) {
-                Ok((uid, peer)) if uid == nix::unistd::geteuid().as_raw() => {
-                    return Some((Ok(peer), listener));
-                }
-                Ok((uid, _)) => log::warn!("refuse a connection of user {uid}"),
-                Err(err) => return Some((Err(err), listener)),
-            }
-        }
-    })
 }

@@ -267,10 +267,12 @@ impl Container {
         }
     }
 
-    /// All processes; those of execs carry the exec's id.
+    /// All processes; those of execs carry the exec's id. Never none: after a restart containerd takes a container without
+    /// processes for one that was never made, removes it, and its exit code is lost (`shouldCleanupShim` in
+    /// core/runtime/v2/shim_load.go). A container that has ended is still there until it is deleted.
     pub(super) fn processes(&self) -> Vec<ProcessInfo> {
         let mut pids = self.cgroup.as_ref().map(Cgroup::pids).unwrap_or_default();
-        if pids.is_empty() && !matches!(self.init.phase(), Phase::Stopped(_)) {
+        if pids.is_empty() {
             pids.push(self.init.pid());
         }
         let execs: HashMap<u32, String> =

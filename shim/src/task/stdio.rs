@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio as Descriptor;
@@ -20,13 +20,16 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::oci::Descriptors;
 
 /// One read; a fifo takes four of them before it is full.
 const BUFFER: usize = 16 * 1024;
+/// Between two looks at a fifo that a client has yet to read: doubled from the first to the second.
+const UNREAD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// What a client wants connected; an empty path is the null device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +83,7 @@ pub(crate) struct Stdio {
     /// The writing end that keeps an input fifo open.
     held: Mutex<Option<File>>,
     input: Option<AbortHandle>,
-    output: tokio::sync::Mutex<JoinSet<()>>,
+    output: tokio::sync::Mutex<Copies>,
     master: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
@@ -111,7 +114,7 @@ impl Opened {
     /// Joins the client's ends to new pipes, which belong to `owner` so that the process may open them again through
     /// `/proc/self/fd`.
     pub(crate) fn pipes(self, owner: (Uid, Gid)) -> Result<(Stdio, Descriptors), Error> {
-        let mut output = JoinSet::new();
+        let mut output = Copies::new();
         let stdout = pipe_out(self.stdout, owner, &mut output)?;
         let stderr = Some(pipe_out(self.stderr, owner, &mut output)?);
         let (mut held, mut input, mut stdin) = (None, None, Descriptor::null());
@@ -131,8 +134,8 @@ impl Opened {
     pub(crate) fn terminal(self, master: OwnedFd) -> Result<Stdio, Error> {
         let master =
             Arc::new(register(master, Interest::READABLE | Interest::WRITABLE).map_err(Error::Terminal)?);
-        let mut output = JoinSet::new();
-        output.spawn(copy(Arc::clone(&master), self.stdout));
+        let mut output = Copies::new();
+        output.spawn(Arc::clone(&master), self.stdout);
         let (mut held, mut input) = (None, None);
         if let Some(client) = self.stdin {
             held = Some(client.held);
@@ -168,10 +171,10 @@ impl Stdio {
     /// and a client may not read: after `limit` the rest is given up.
     pub(crate) async fn drain(&self, limit: Duration) {
         let mut output = self.output.lock().await;
-        let all = async { while output.join_next().await.is_some() {} };
-        if timeout(limit, all).await.is_err() {
+        output.last = None;
+        if timeout(limit, output.ended.recv()).await.is_err() {
             log::warn!("output is still open or unread {limit:?} after the exit: the rest is dropped");
-            output.shutdown().await;
+            output.tasks.shutdown().await;
         }
     }
 
@@ -206,10 +209,61 @@ impl Sink {
             }
         }
     }
+
+    /// Waits until a fifo is empty. What is in it goes when its last descriptor is closed (pipe(7)), and while containerd
+    /// restarts ours is the last. Nothing tells a writer of a reader's progress, so it is looked at, ever more seldom.
+    async fn until_read(&self) {
+        let Sink::Stream(stream) = self else { return };
+        let mut pause = UNREAD.0;
+        while unread(stream.get_ref()) > 0 {
+            sleep(pause).await;
+            pause = (pause * 2).min(UNREAD.1);
+        }
+    }
+}
+
+nix::ioctl_read_bad!(
+    /// Bytes that wait to be read (`ioctl_tty(2)`, which holds for pipes too: pipe(7)).
+    fionread,
+    libc::FIONREAD,
+    libc::c_int
+);
+
+fn unread(fd: &OwnedFd) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the request writes one int, and that is what it gets.
+    let answer = unsafe { fionread(fd.as_raw_fd(), &mut bytes) };
+    answer.map_or(0, |_| bytes)
+}
+
+/// The copies of a process's output.
+#[derive(Debug)]
+struct Copies {
+    /// Ended with this value, and with them the client's ends are closed.
+    tasks: JoinSet<()>,
+    /// Closed when `last` and those of the tasks are: nothing is left to copy.
+    ended: mpsc::Receiver<()>,
+    last: Option<mpsc::Sender<()>>,
+}
+
+impl Copies {
+    fn new() -> Copies {
+        let (last, ended) = mpsc::channel(1);
+        Copies { tasks: JoinSet::new(), ended, last: Some(last) }
+    }
+
+    fn spawn(&mut self, source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
+        let copying = self.last.clone();
+        self.tasks.spawn(async move {
+            copy(source, &mut sink).await;
+            drop(copying);
+            sink.until_read().await;
+        });
+    }
 }
 
 /// Copies until `source` ends. A sink that fails is not a reason to stop reading: the writer would block.
-async fn copy(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
+async fn copy(source: Arc<AsyncFd<OwnedFd>>, sink: &mut Sink) {
     loop {
         let Ok(mut ready) = source.readable().await else { return };
         let mut buffer = vec![0; BUFFER];
@@ -225,7 +279,7 @@ async fn copy(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
                             return;
                         }
                         log::warn!("write output: {err}");
-                        sink = Sink::Null;
+                        *sink = Sink::Null;
                     }
                     // Source and sink may both be ready for ever.
                     tokio::task::coop::consume_budget().await;
@@ -236,16 +290,16 @@ async fn copy(source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
 }
 
 fn spawn_input(fifo: AsyncFd<OwnedFd>, to: Arc<AsyncFd<OwnedFd>>) -> AbortHandle {
-    tokio::spawn(copy(Arc::new(fifo), Sink::Stream(to))).abort_handle()
+    tokio::spawn(async move { copy(Arc::new(fifo), &mut Sink::Stream(to)).await }).abort_handle()
 }
 
-fn pipe_out(sink: Sink, owner: (Uid, Gid), copies: &mut JoinSet<()>) -> Result<Descriptor, Error> {
+fn pipe_out(sink: Sink, owner: (Uid, Gid), copies: &mut Copies) -> Result<Descriptor, Error> {
     if matches!(sink, Sink::Null) {
         return Ok(Descriptor::null());
     }
     let (ours, theirs) = pipe(owner)?;
     let ours = register(ours, Interest::READABLE).map_err(Error::Pipe)?;
-    copies.spawn(copy(Arc::new(ours), sink));
+    copies.spawn(Arc::new(ours), sink);
     Ok(theirs.into())
 }
 

@@ -1,0 +1,100 @@
+//! `make bench`: weft beside the reference in one run, the two taking turns, so that a busy or slow machine is the same for both.
+//!
+//! Four measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), what a running pod holds
+//! ([`memory`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
+//! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
+//!
+//! `bench cni cri memory tcp` measures what is named, and writes no file.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a measurement that tells its steps and ends at the first that fails"
+)]
+
+mod cni;
+mod cri;
+mod machine;
+mod memory;
+mod report;
+mod tcp;
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use weft_conformance::{Node, Pod, PodSpec, Subject};
+
+use crate::report::Table;
+
+const INTRODUCTION: &str = "# Benchmarks
+
+Written by `make bench`, which measures weft and the reference in one run, taking turns. The reference is containerd-shim-runc-v2 with
+runc and a pause container, and the CNI project's bridge, host-local and portmap. Both run below the same containerd, in network, mount
+and pid namespaces of their own, with an address of either IP version per pod.
+";
+
+/// A node of each.
+struct Nodes {
+    weft: Node,
+    reference: Node,
+}
+
+impl Nodes {
+    /// Both, and the other way round every second time: neither always follows the other.
+    fn in_turn(&self, round: usize) -> [&Node; 2] {
+        if round.is_multiple_of(2) { [&self.weft, &self.reference] } else { [&self.reference, &self.weft] }
+    }
+
+    /// A pod on each that stays while others come and go: an empty node is not what anybody waits for.
+    fn residents(&self) -> [Pod<'_>; 2] {
+        self.in_turn(0).map(|node| node.run_pod(&PodSpec::new("resident")))
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        // How the program runs itself on a node.
+        [cni::ON_NODE, directory] => cni::serve(Path::new(directory)),
+        [] => write(&measure(&MEASUREMENTS.map(|(name, _)| name))),
+        some => drop(measure(some)),
+    }
+}
+
+type Measurement = fn(&Nodes) -> Table;
+
+const MEASUREMENTS: [(&str, Measurement); 4] =
+    [("cni", cni::measure), ("cri", cri::measure), ("memory", memory::measure), ("tcp", tcp::measure)];
+
+/// Prints the page while it comes to be, and returns it.
+fn measure(wanted: &[&str]) -> String {
+    for name in wanted {
+        assert!(MEASUREMENTS.iter().any(|(known, _)| known == name), "{name}: want cni, cri, memory or tcp");
+    }
+    let mut page = format!("{INTRODUCTION}\n{}", machine::describe());
+    println!("{page}");
+    let nodes = Nodes { weft: Node::start(Subject::Weft), reference: Node::start(Subject::Reference) };
+    for (_, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
+        let table = measure(&nodes);
+        println!("{table}");
+        page += &format!("\n{table}");
+    }
+    nodes.reference.finish();
+    nodes.weft.finish();
+    page
+}
+
+/// StopPodSandbox and RemovePodSandbox.
+fn end(pod: Pod<'_>) {
+    pod.stop();
+    pod.remove();
+}
+
+fn write(page: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+    fs::create_dir_all(file.parent().expect("a file is in a directory")).expect("make docs");
+    fs::write(&file, page).expect("write docs/benchmarks.md");
+    println!("written to docs/benchmarks.md");
+}

@@ -1,0 +1,94 @@
+//! Samples, and tables of them: Markdown that is aligned, so that a terminal and the file show the same text.
+
+use std::fmt;
+use std::iter::once;
+
+/// What was measured, in any order.
+#[derive(Default)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.at(0.5)
+    }
+
+    pub(crate) fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
+    pub(crate) fn p90(&self) -> f64 {
+        self.at(0.9)
+    }
+
+    fn at(&self, part: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        *sorted.get((sorted.len() as f64 * part) as usize).expect("something was measured")
+    }
+}
+
+impl FromIterator<f64> for Samples {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
+/// A heading, what the reader must know, and rows.
+pub(crate) struct Table {
+    title: &'static str,
+    text: String,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(title: &'static str, text: String, header: &[&str]) -> Self {
+        Self { title, text, rows: vec![header.iter().map(ToString::to_string).collect()] }
+    }
+
+    /// One more row; the cells before `ratio`, then it, `least` and whether it was reached.
+    pub(crate) fn row(&mut self, mut cells: Vec<String>, ratio: f64, least: Option<f64>) {
+        cells.push(format!("{ratio:.2}"));
+        cells.push(least.map_or_else(none, |least| format!("≥ {least}")));
+        cells.push(least.map_or_else(none, |least| if ratio >= least { "yes" } else { "**no**" }.to_owned()));
+        self.rows.push(cells);
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let columns = 0..self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        columns
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells.map(|cell| cell.chars().count()).max().unwrap_or_default().max(2)
+            })
+            .collect()
+    }
+}
+
+fn none() -> String {
+    "–".to_owned()
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "## {}\n\n{}\n", self.title, self.text)?;
+        let widths = self.widths();
+        // The first column is text, the others are figures.
+        let ruler = widths.iter().enumerate().map(|(column, width)| match column {
+            0 => "-".repeat(*width),
+            _ => format!("{}:", "-".repeat(width - 1)),
+        });
+        let (header, rows) = self.rows.split_first().expect("a table has a header");
+        for row in once(header).chain(once(&ruler.collect())).chain(rows) {
+            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            });
+            writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
+        }
+        Ok(())
+    }
+}
