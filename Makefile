@@ -52,7 +52,9 @@ fmt: ## format the Rust sources
 	cargo fmt --all
 
 bench: build tools ## weft beside the reference, in one run; writes docs/benchmarks.md
-	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo run --release -q -p weft-conformance --bin bench
+	@# A step that fails panics: unwinding takes down what was started.
+	CARGO_PROFILE_RELEASE_PANIC=unwind cargo build --release -q -p weft-conformance --bins
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) $(CARGO_TARGET_DIR)/release/bench
 
 install: ## put the binaries and their configuration below DESTDIR
 	install -D -m 755 $(RELEASE)/containerd-shim-weft-v1 $(DESTDIR)$(PREFIX)/bin/containerd-shim-weft-v1

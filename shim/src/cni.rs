@@ -27,29 +27,21 @@ pub(crate) use error::Failure;
 /// Answers the call that the environment and `input` describe; the bytes go to `output`. `true` is success.
 pub fn run(mut input: impl Read, mut output: impl Write) -> bool {
     let mut text = Vec::new();
-    let answer = match input.read_to_end(&mut text) {
-        Ok(_) => answer(&text),
-        Err(source) => Err((conf::LATEST.to_owned(), Failure::Input(source))),
-    };
+    let answer = input.read_to_end(&mut text).map_err(Failure::Input).and_then(|_| answer(&text));
     let (json, ok) = match answer {
         Ok(json) => (json, true),
-        Err((version, failure)) => (Some(error::object(&version, &failure)), false),
+        Err(failure) => (Some(error::object(&conf::asked_version(&text), &failure)), false),
     };
     let Some(json) = json else { return ok };
     // An answer that nobody can read is a failure: the runtime will take it for one, and so must the exit code.
     writeln!(output, "{json}").is_ok() && output.flush().is_ok() && ok
 }
 
-/// The answer, or the failure with the version in which to report it.
-fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, (String, Failure)> {
-    let latest = |failure| (conf::LATEST.to_owned(), failure);
-    let command = Command::from_env().map_err(latest)?;
-    if command == Command::Version {
-        return Ok(Some(result::versions(conf::asked_version(text))));
+fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, Failure> {
+    match Command::from_env()? {
+        Command::Version => Ok(Some(result::versions(conf::asked_version(text)))),
+        command => perform(command, Conf::parse(text)?),
     }
-    let conf = Conf::parse(text).map_err(latest)?;
-    let version = conf.version.clone();
-    perform(command, conf).map_err(|failure| (version, failure))
 }
 
 fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {

@@ -120,7 +120,7 @@ fn perform(command: &str, format: Format, out: &mut impl Write) -> Result<(), Er
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let runtime = runtime.map_err(|source| Error::Serve { path: "the runtime".into(), source })?;
     Ok(runtime.block_on(future))
 }

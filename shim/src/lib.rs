@@ -21,8 +21,20 @@ pub(crate) mod standalone;
 pub(crate) mod state;
 pub(crate) mod task;
 
+/// `weft.network.v1` for clients in Rust: the messages, and `PodNetworkClient`.
+pub mod api {
+    pub use crate::proto::{network, network_ttrpc};
+}
+
 /// Messages and services generated from `proto/`.
-#[expect(unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+#[expect(
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    reason = "generated; the .proto files carry the documentation"
+)]
 pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/messages/modules.rs"));
 }

@@ -360,10 +360,11 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
             errors.push(kernel("delete the route to the pod")(err));
         }
     }
-    if links == Links::Delete && index != 0 {
-        if let Err(err) = host.delete_link(index).await {
-            errors.push(kernel("delete the veth pair")(err));
-        }
+    if links == Links::Delete
+        && index != 0
+        && let Err(err) = host.delete_link(index).await
+    {
+        errors.push(kernel("delete the veth pair")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Error {
     #[error("annotation {ANNOTATION}: the container does not ask for a network namespace of its own")]
     NoNamespace,
     #[error("network {name:?}")]
-    Network { name: String, source: cni::Failure },
+    Network { name: String, source: Box<cni::Failure> },
     #[error("make the container's network namespace")]
     Namespace(#[source] weft_netns::Error),
     #[error("make the folder of network namespaces {path}")]
@@ -50,7 +50,7 @@ pub(crate) async fn attach(
     let entry = new_network_namespace(spec).ok_or(Error::NoNamespace)?;
     let network = config.network.get(&name).ok_or_else(|| Error::NoNetwork { name: name.clone() })?;
     let network = cni::network(&name, &network.ranges, network.mtu);
-    let network = network.map_err(|source| Error::Network { name, source })?;
+    let network = network.map_err(|source| Error::Network { name, source: Box::new(source) })?;
     let owner = owner(namespace, id).map_err(Error::Attach)?;
     let netns = pin_path(config, namespace, id);
     entry["path"] = netns.to_string_lossy().into();

@@ -100,7 +100,7 @@ fn list<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Resul
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// The version that a VERSION call asks with; any is fine, for the answer lists what is spoken.
+/// The version that a call asks with, in which its errors are reported, and the answer to VERSION.
 pub(super) fn asked_version(text: &[u8]) -> String {
     let asked = serde_json::from_slice::<Value>(text).ok();
     let asked = asked.as_ref().and_then(|conf| conf["cniVersion"].as_str());

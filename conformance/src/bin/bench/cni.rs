@@ -1,7 +1,7 @@
 //! CNI ADD and DEL: from the start to the exit of every plugin, as libcni runs them.
 //!
 //! `nsenter(1)` must not be in the figures, so the program runs itself on each node and starts the plugins from there; the two nodes
-//! take turns, pod by pod. A pod here is a namespace made by `ip netns`, outside of the time that counts.
+//! take turns, pod by pod, and either has another pod, which stays. A pod here is a namespace made by `ip netns`, outside of the time that counts.
 
 use std::env;
 use std::fs;
@@ -46,15 +46,15 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     arms.into_iter().for_each(OnNode::end);
     residents.into_iter().for_each(end);
     let text = format!(
-        "From the start of a plugin to its exit, in ms: median (90th percentile) of {PODS} pods without host ports. weft is one plugin; \
-         the reference is bridge, which runs host-local, and portmap (nftables), one after the other as libcni runs them. The first \
-         pod of each is not counted; weft's first ADD on a node, which loads its programs, took {:.0} ms.",
+        "From the start of a plugin to its exit, of {PODS} pods without host ports on a node with one other pod. weft is one plugin; the \
+         reference is bridge, which runs host-local, and portmap (nftables), one after the other as libcni runs them. bridge looks \
+         whether its link is up, and if not yet, again after 50 ms: its ADD has two modes, so see the mean too. The first pod of \
+         each is not counted; weft's first ADD on a node, which loads its programs, took {:.0} ms.",
         first[0]
     );
-    let mut table =
-        Table::new("CNI", text, &["operation", DURATIONS[0]]);
-    for ((operation, least), [weft, reference]) in OPERATIONS.iter().zip(&samples) {
-        duration_row(&mut table, operation, weft, reference, *least);
+    let mut table = Table::of_durations("CNI", text);
+    for ((operation, least), samples) in OPERATIONS.iter().zip(&samples) {
+        table.durations(operation, samples, *least);
     }
     table
 }

@@ -4,11 +4,10 @@
 
 use weft_conformance::PodSpec;
 
-use crate::cni::duration_row;
 use crate::report::{Samples, Table};
 use crate::{Nodes, end};
 
-/// Pods per arm, after one that is not counted.
+/// Pods per arm, after two that are not counted.
 const PODS: usize = 30;
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
@@ -19,17 +18,16 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
         }
     }
     let text = format!(
-        "From the call to its return as containerd's log tells, in ms: median (90th percentile) of {PODS} pods, one at a time. The \
-         reference pod has a pause container; the reference network is that of the table above."
+        "From the call to its return as containerd's log tells, of {PODS} pods, one at a time, on a node with one other pod. The reference \
+         is containerd-shim-runc-v2 with runc and a pause container, and the chain of the table above."
     );
-    let mut table = Table::new("CRI", text, &["call", "weft", "reference", "ratio", "expected", "reached"]);
     let logs = [nodes.weft.containerd_log(), nodes.reference.containerd_log()];
     residents.into_iter().for_each(end);
+    let mut table = Table::of_durations("CRI", text);
     for (call, least) in
         [("RunPodSandbox", Some(8.0)), ("StopPodSandbox", Some(25.0)), ("RemovePodSandbox", None)]
     {
-        let [weft, reference] = logs.each_ref().map(|log| durations(log, call));
-        duration_row(&mut table, call, &weft, &reference, least);
+        table.durations(call, &logs.each_ref().map(|log| durations(log, call)), least);
     }
     table
 }

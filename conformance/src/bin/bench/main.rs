@@ -24,7 +24,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
-use weft_conformance::{Node, Pod, PodSpec, Subject};
+use weft_conformance::{Node, NodeSpec, Pod, PodSpec, Subject};
 
 use crate::report::Table;
 
@@ -75,7 +75,7 @@ fn measure(wanted: &[&str]) -> String {
     }
     let mut page = format!("{INTRODUCTION}\n{}", machine::describe());
     println!("{page}");
-    let nodes = Nodes { weft: Node::start(Subject::Weft), reference: Node::start(Subject::Reference) };
+    let nodes = Nodes { weft: weft_node(&[]), reference: Node::start(Subject::Reference) };
     for (_, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
         let table = measure(&nodes);
         println!("{table}");
@@ -84,6 +84,14 @@ fn measure(wanted: &[&str]) -> String {
     nodes.reference.finish();
     nodes.weft.finish();
     page
+}
+
+/// weft's state is on /run, as by default: leases are synced, which a disk makes slow. runc's and the reference's are there as well.
+fn weft_node(env: &[(&str, &str)]) -> Node {
+    let mut spec = NodeSpec::new(Subject::Weft);
+    let state = [("WEFT_RUN_DIR", "/run/weft"), ("WEFT_RUNTIME_ROOT", "/run/weft/runtime")];
+    spec.env.extend(state.iter().chain(env).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Node::start_with(spec)
 }
 
 /// StopPodSandbox and RemovePodSandbox.

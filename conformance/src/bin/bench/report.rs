@@ -49,9 +49,37 @@ impl Table {
         Self { title, text, rows: vec![header.iter().map(ToString::to_string).collect()] }
     }
 
+    /// A table of rows that [`Table::durations`] makes.
+    pub(crate) fn of_durations(title: &'static str, text: String) -> Self {
+        let header = [
+            "ms: median (mean; 90th percentile)",
+            "weft",
+            "reference",
+            "ratio of means",
+            "ratio of medians",
+            "expected",
+            "reached",
+        ];
+        Self::new(title, text, &header)
+    }
+
+    /// Times of weft and of the reference, in ms; the ratios are how many times faster weft is.
+    pub(crate) fn durations(&mut self, what: &str, samples: &[Samples; 2], least: Option<f64>) {
+        let [weft, reference] = samples;
+        let cells = [weft, reference]
+            .map(|times| format!("{:.2} ({:.2}; {:.2})", times.median(), times.mean(), times.p90()));
+        let means = format!("{:.2}", reference.mean() / weft.mean());
+        self.row(
+            [vec![what.to_owned()], cells.into(), vec![means]].concat(),
+            reference.median() / weft.median(),
+            least,
+        );
+    }
+
     /// One more row; the cells before `ratio`, then it, `least` and whether it was reached.
     pub(crate) fn row(&mut self, mut cells: Vec<String>, ratio: f64, least: Option<f64>) {
-        cells.push(format!("{ratio:.2}"));
+        // Three digits: 0.929 is not 0.93.
+        cells.push(format!("{ratio:.3}"));
         cells.push(least.map_or_else(none, |least| format!("≥ {least}")));
         cells.push(least.map_or_else(none, |least| if ratio >= least { "yes" } else { "**no**" }.to_owned()));
         self.rows.push(cells);

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use weft_conformance::{Background, Node, NodeSpec, Pod, PodSpec, Subject, run, wait_until};
+use weft_conformance::{Background, Node, Pod, PodSpec, run, wait_until};
 
 use crate::report::{Samples, Table};
-use crate::{Nodes, end};
+use crate::{Nodes, end, weft_node};
 
 /// Measurements of every kind per arm.
 const ROUNDS: usize = 9;
@@ -82,9 +82,7 @@ struct Arm<'n> {
 }
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
-    let mut stack = NodeSpec::new(Subject::Weft);
-    stack.env.push(("WEFT_FAST_PATH".to_owned(), "false".to_owned()));
-    let stack = Node::start_with(stack);
+    let stack = weft_node(&[("WEFT_FAST_PATH", "false")]);
     let pods = [&nodes.weft, &stack, &nodes.reference].map(Pair::run);
     let redirected_before = [&nodes.weft, &stack].map(redirected);
     let [weft, routed, bridge] = pods.each_ref();
