@@ -11,6 +11,7 @@ pub mod daemon;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod failpoint;
+pub(crate) mod fast_path;
 pub(crate) mod network;
 pub(crate) mod oci;
 pub(crate) mod pod;

@@ -12,13 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use futures_util::future::try_join;
-use weft_hooks::{FastPath, PodEntry};
 use weft_ipam::{Owner, Range};
 use weft_netns::{LinkName, NetNs, Netlink, Route, Veth, sysctl};
 
 use crate::config::Config;
 use crate::error::chain;
 use crate::failpoint::failpoint;
+use crate::fast_path;
 use crate::record::{self, DataPath, HOST_LINK_PREFIX, Names, Namespace, PodName, Record, State};
 use crate::state::{self, stored};
 
@@ -170,7 +170,8 @@ async fn wire(config: &Config, host: &Netlink, netns: &NetNs, record: &mut Recor
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
     try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
     failpoint("routes");
-    take_fast_path(config, record);
+    let names = Names::of(&state::owner(record)?);
+    fast_path::take(config, record, &names);
     failpoint("fast-path");
     record.state = State::Attached;
     state::write(config, record)?;
@@ -279,34 +280,6 @@ async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the pod on the eBPF path. A pod always gets a network: where the kernel or the node cannot do it, the
-/// packets are routed instead, and the record says why.
-fn take_fast_path(config: &Config, record: &mut Record) {
-    if !config.fast_path {
-        record.data_path_reason = Some("fast_path = false".into());
-        return;
-    }
-    match hook(config, record) {
-        Ok(()) => record.data_path = DataPath::Redirect,
-        Err(err) => record.data_path_reason = Some(chain(&err)),
-    }
-}
-
-fn hook(config: &Config, record: &Record) -> Result<(), weft_hooks::Error> {
-    let names = state::owner(record).map(|owner| Names::of(&owner));
-    let Ok(names) = names else { return Ok(()) };
-    let mut fast_path = FastPath::open(&config.bpf_dir, &config.run_dir)?;
-    let entry = PodEntry {
-        ifindex: record.host_index,
-        mac: names.mac.bytes(),
-        host_mac: names.host_mac.bytes(),
-        stack_only: false,
-    };
-    // The entries first: a program without them takes all that the pod sends for spoofed.
-    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
-    fast_path.attach(&record.host_link)
-}
-
 /// Detaches one interface: leases, map entries, routes and record are gone when this returns. An interface that is
 /// not known is detached already.
 ///
@@ -350,7 +323,7 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
     });
     let index = link.map_or(record.host_index, |link| link.index);
     for address in &record.addresses {
-        if let Err(err) = unhook(config, *address, index) {
+        if let Err(err) = fast_path::leave(config, *address, index) {
             errors.push(Error::FastPath(err));
         }
         if index == 0 {
@@ -367,21 +340,6 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
         errors.push(kernel("delete the veth pair")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
-}
-
-/// The programs, if there are any.
-pub(crate) fn open_fast_path(config: &Config) -> Result<Option<FastPath>, weft_hooks::Error> {
-    match FastPath::status(&config.bpf_dir)? {
-        Some(_) => FastPath::open(&config.bpf_dir, &config.run_dir).map(Some),
-        None => Ok(None),
-    }
-}
-
-fn unhook(config: &Config, address: IpAddr, index: u32) -> Result<(), weft_hooks::Error> {
-    match open_fast_path(config)? {
-        Some(mut fast_path) => fast_path.remove_pod(address, index).map(drop),
-        None => Ok(()),
-    }
 }
 
 /// All bits: a pod's address is a host of its own.

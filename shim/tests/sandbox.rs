@@ -425,6 +425,7 @@ fn a_failing_start_says_why() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one life, told from its start to its end")]
 async fn a_pod_from_create_to_shutdown() {
     let pod = Pod::new();
     let address = pod.start();

@@ -7,7 +7,8 @@ use serde_json::Value;
 use weft_netns::{LinkName, NetNs, Netlink};
 
 use crate::config::Config;
-use crate::pod::{gateway, host_prefix, host_route, open_fast_path, pod_routes};
+use crate::fast_path;
+use crate::pod::{gateway, host_prefix, host_route, pod_routes};
 use crate::record::{DataPath, Record};
 
 /// What is not as it was made.
@@ -109,7 +110,7 @@ async fn host_side(host: &Netlink, index: u32, address: IpAddr, record: &Record)
 }
 
 fn fast_path(config: &Config, record: &Record, host_index: u32) -> Result<(), Deviation> {
-    let fast_path = open_fast_path(config).map_err(Deviation::FastPath)?;
+    let fast_path = fast_path::open(config).map_err(Deviation::FastPath)?;
     let fast_path = fast_path.ok_or_else(|| Deviation::Missing("the pinned programs".into()))?;
     let attached = fast_path.is_attached(&record.host_link).map_err(Deviation::FastPath)?;
     missing(attached, || format!("the program on link {}", record.host_link))?;

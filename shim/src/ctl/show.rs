@@ -7,7 +7,7 @@ use weft_hooks::{Count, FastPath};
 
 use super::{Error, Format};
 use crate::config::Config;
-use crate::pod::open_fast_path;
+use crate::fast_path;
 use crate::record::{DataPath, Record, State};
 use crate::state;
 
@@ -39,7 +39,7 @@ fn row(record: &Record) -> [String; 6] {
 
 /// Program versions and counters; a node without programs is a state, not an error.
 pub(super) fn status(config: &Config, format: Format, out: &mut impl Write) -> Result<(), Error> {
-    let (Some(versions), Some(fast_path)) = (FastPath::status(&config.bpf_dir)?, open_fast_path(config)?)
+    let (Some(versions), Some(fast_path)) = (FastPath::status(&config.bpf_dir)?, fast_path::open(config)?)
     else {
         return match format {
             Format::Json => print_json(out, &json!({ "loaded": false })),

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -241,11 +241,4 @@ pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
-}
-
-/// Whether anything below `dir` is mounted.
-#[expect(dead_code, reason = "no test asks yet")]
-pub(crate) fn mounted_below(dir: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|target| Path::new(target).starts_with(dir)))
 }

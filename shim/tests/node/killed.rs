@@ -1,13 +1,8 @@
 //! The CNI plugin killed at every step of ADD: the runtime's DEL leaves nothing, and a new ADD succeeds.
 
-#![cfg(feature = "failpoints")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
-mod common;
-
 use std::os::unix::process::ExitStatusExt;
 
-use common::{Node, conf, pings};
+use crate::common::{Node, conf, pings};
 
 /// In the order in which ADD passes them.
 const STEPS: [&str; 6] = ["leased", "forwarding", "veth", "routes", "fast-path", "attached"];

@@ -1,13 +1,9 @@
 //! The CNI plugin as a runtime calls it: the built binary, real namespaces, and `ip`, `ping` and `bpftool` as
 //! witnesses.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
-mod common;
-
 use std::process::Command;
 
-use common::{Node, conf, ip_in, pings, run_in, wait_until};
+use crate::common::{Node, conf, ip_in, pings, run_in, wait_until};
 use serde_json::{Value, json};
 use weft_ipam::{Owner, Store};
 

@@ -1,16 +1,12 @@
 //! `weft.network.v1.PodNetwork` over ttrpc: from `weft serve` for the node, from a shim for its own pod.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
-mod common;
-
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{Node, conf, wait_until};
+use crate::common::{Node, conf, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ttrpc::Code;

@@ -1,0 +1,57 @@
+//! A pod's place on the eBPF path: its map entries and the programs on its host end.
+
+use std::net::IpAddr;
+
+use weft_hooks::{Error, FastPath, PodEntry};
+
+use crate::config::Config;
+use crate::error::chain;
+use crate::record::{DataPath, Names, Record};
+
+/// Puts the pod on the eBPF path. A pod always gets a network: where the kernel or the node cannot do it, the
+/// packets are routed instead, and the record says why.
+pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
+    if !config.fast_path {
+        record.data_path_reason = Some("fast_path = false".into());
+        return;
+    }
+    match hook(config, record, names) {
+        Ok(()) => record.data_path = DataPath::Redirect,
+        Err(err) => {
+            // Half on the path is off it; an entry that cannot be removed now is removed at detach.
+            let left =
+                record.addresses.iter().try_for_each(|address| leave(config, *address, record.host_index));
+            let reasons = [Some(chain(&err)), left.err().map(|err| chain(&err))];
+            record.data_path_reason = Some(reasons.into_iter().flatten().collect::<Vec<_>>().join("; "));
+        }
+    }
+}
+
+fn hook(config: &Config, record: &Record, names: &Names) -> Result<(), Error> {
+    let mut fast_path = FastPath::open(&config.bpf_dir, &config.run_dir)?;
+    let entry = PodEntry {
+        ifindex: record.host_index,
+        mac: names.mac.bytes(),
+        host_mac: names.host_mac.bytes(),
+        stack_only: false,
+    };
+    // The entries first: a program without them takes all that the pod sends for spoofed.
+    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
+    fast_path.attach(&record.host_link)
+}
+
+/// The programs, if there are any.
+pub(crate) fn open(config: &Config) -> Result<Option<FastPath>, Error> {
+    match FastPath::status(&config.bpf_dir)? {
+        Some(_) => FastPath::open(&config.bpf_dir, &config.run_dir).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Takes an address off the path, unless another pod has it by now.
+pub(crate) fn leave(config: &Config, address: IpAddr, index: u32) -> Result<(), Error> {
+    match open(config)? {
+        Some(mut fast_path) => fast_path.remove_pod(address, index).map(drop),
+        None => Ok(()),
+    }
+}

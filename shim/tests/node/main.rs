@@ -1,0 +1,10 @@
+//! A node without containerd: the CNI plugin, the `weft` command and the network service, as built, in namespaces of their
+//! own. `ip`, `ping`, `tc` and `bpftool` are the witnesses. Needs root, and the feature `failpoints`.
+
+#![cfg(feature = "failpoints")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod cni;
+mod common;
+mod killed;
+mod network;
