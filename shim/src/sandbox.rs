@@ -218,7 +218,7 @@ impl Sandbox {
         let instance = self.instance().take();
         self.idle.notify_one();
         stopped?;
-        instance.map_or(Ok(()), |instance| instance.remove())
+        instance.map_or(Ok(()), |mut instance| instance.remove())
     }
 
     fn instance(&self) -> MutexGuard<'_, Option<Instance>> {

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +50,8 @@ impl Hierarchies {
 
     /// Puts this process back where it was; all that cannot be done is returned.
     pub(super) fn come_home(&self) -> Vec<Error> {
-        let join = |hierarchy: &Hierarchy| join(&below(&hierarchy.mount, &hierarchy.home)).err();
+        let own = std::process::id();
+        let join = |hierarchy: &Hierarchy| join(&below(&hierarchy.mount, &hierarchy.home), own).err();
         self.0.iter().filter_map(join).collect()
     }
 }
@@ -98,12 +100,15 @@ impl Cgroup {
         Ok(Cgroup { oci_path, pod, leaves })
     }
 
-    /// Makes what is missing and puts this process in.
-    pub(super) fn join(&self) -> Result<(), Error> {
-        self.leaves.iter().try_for_each(|leaf| {
-            make(leaf)?;
-            join(leaf)
-        })
+    /// Makes what is missing.
+    pub(super) fn make(&self) -> Result<(), Error> {
+        self.leaves.iter().try_for_each(|leaf| make(leaf))
+    }
+
+    /// Puts processes in; all that cannot be done is returned.
+    pub(super) fn join(&self, pids: &[u32]) -> Vec<Error> {
+        let joins = self.leaves.iter().flat_map(|leaf| pids.iter().map(|pid| join(leaf, *pid)));
+        joins.filter_map(Result::err).collect()
     }
 
     /// Removes the sandbox's own, which may be gone; all that cannot be done is returned.
@@ -115,6 +120,24 @@ impl Cgroup {
             _ => None,
         };
         self.leaves.iter().filter_map(remove).collect()
+    }
+}
+
+/// A change of cgroups that is under way. The kernel waits for a grace period before the first process may change
+/// (`cgroup_threadgroup_rwsem` in kernel/cgroup/cgroup.c; 5 to 13 ms here), and no pod has to wait for where its sandbox is
+/// counted. The thread changes nothing of its own, and ends.
+#[derive(Debug)]
+pub(super) struct Move(JoinHandle<Vec<Error>>);
+
+impl Move {
+    pub(super) fn start(work: impl FnOnce() -> Vec<Error> + Send + 'static) -> Result<Move, Error> {
+        let thread = std::thread::Builder::new().name("cgroup".into()).spawn(work);
+        thread.map(Move).map_err(|source| Error::Io { op: "start a thread to change the cgroup", source })
+    }
+
+    /// Waits for the end; what could not be done.
+    pub(super) fn end(self) -> Vec<Error> {
+        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -137,10 +160,14 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
     mount.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// `0` is the writer (cgroups(7)).
-fn join(dir: &Path) -> Result<(), Error> {
+/// A whole process, whichever of its threads writes (cgroups(7)).
+fn join(dir: &Path, pid: u32) -> Result<(), Error> {
     let file = dir.join("cgroup.procs");
-    std::fs::write(&file, "0").map_err(|source| Error::File { op: "join cgroup", path: file, source })
+    std::fs::write(&file, pid.to_string()).map_err(|source| Error::File {
+        op: "join cgroup",
+        path: file,
+        source,
+    })
 }
 
 /// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)).

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::cgroup::{Cgroup, Hierarchies};
+use super::cgroup::{Cgroup, Hierarchies, Move};
 use super::files::Dir;
 use super::namespaces::{self, Home};
 use super::plan::Plan;
@@ -39,7 +39,9 @@ pub(super) struct Instance {
     dir: Dir,
     hostname: String,
     home: Home,
-    hierarchies: Hierarchies,
+    hierarchies: Arc<Hierarchies>,
+    /// Into the pod's cgroup, or out of it.
+    moving: Option<Move>,
     state: State,
     /// Process 1 of the shared PID namespace, while it runs.
     pub(super) init: Option<Init>,
@@ -115,7 +117,8 @@ impl Instance {
             stopped: false,
             dir: Dir::of(config, &owner.namespace, &owner.id),
             home: Home::here().map_err(io_error("open the node's namespaces"))?,
-            hierarchies,
+            hierarchies: Arc::new(hierarchies),
+            moving: None,
             state: State::new(cgroup),
             init: None,
         })
@@ -131,7 +134,7 @@ impl Instance {
             self.dir.mount_shm()?;
         }
         if let Some(cgroup) = &self.state.cgroup {
-            cgroup.join()?;
+            cgroup.make()?;
         }
         if let Some(netns) = &self.plan.netns {
             let entered = namespaces::enter_net(netns);
@@ -149,7 +152,32 @@ impl Instance {
             let path = format!("/proc/sys/{}", key.replace('.', "/")).into();
             std::fs::write(&path, value).map_err(|source| Error::File { op: "set", path, source })?;
         }
-        if self.plan.shared_pid { self.start_init(reaper).map(Some) } else { Ok(None) }
+        let init = if self.plan.shared_pid { Some(self.start_init(reaper)?) } else { None };
+        self.join_cgroup()?;
+        Ok(init)
+    }
+
+    /// The last step: nothing after it can fail, and none waits for it.
+    fn join_cgroup(&mut self) -> Result<(), Error> {
+        let Some(cgroup) = self.state.cgroup.clone() else { return Ok(()) };
+        let init = self.init.as_ref().map(|init| init.process.pid);
+        let pids: Vec<u32> = [Some(std::process::id()), init].into_iter().flatten().collect();
+        self.moving = Some(Move::start(move || cgroup.join(&pids))?);
+        Ok(())
+    }
+
+    /// Out of the pod's cgroup, which is removed then. What went wrong is told by [`Instance::remove`].
+    fn leave_cgroup(&mut self) -> Result<(), Error> {
+        let Some(cgroup) = self.state.cgroup.clone() else { return Ok(()) };
+        let (hierarchies, earlier) = (Arc::clone(&self.hierarchies), self.moving.take());
+        let leave = move || {
+            let mut errors = earlier.map_or_else(Vec::new, Move::end);
+            errors.extend(hierarchies.come_home());
+            errors.extend(cgroup.remove());
+            errors
+        };
+        self.moving = Some(Move::start(leave)?);
+        Ok(())
     }
 
     fn start_init(&mut self, reaper: &Arc<Reaper>) -> Result<Child, Error> {
@@ -173,17 +201,15 @@ impl Instance {
         let home = self.home.enter().map_err(system("leave the pod's namespaces"));
         let is_home = home.is_ok();
         let mut errors: Vec<Error> = home.err().into_iter().collect();
-        if let Some(cgroup) = &self.state.cgroup {
-            errors.extend(self.hierarchies.come_home());
-            errors.extend(cgroup.remove());
-        }
+        errors.extend(self.leave_cgroup().err());
         errors.extend(self.dir.unmount_shm().err());
         Left { is_home, errors }
     }
 
-    /// Removes the pod's files.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        self.dir.remove()
+    /// Removes the pod's files, once the cgroup is gone too; until then they say what is left.
+    pub(super) fn remove(&mut self) -> Result<(), Error> {
+        let errors = self.moving.take().map_or_else(Vec::new, Move::end);
+        if errors.is_empty() { self.dir.remove() } else { Err(Error::Several(errors)) }
     }
 
     pub(super) fn cgroup(&self) -> Option<&Cgroup> {
