@@ -17,7 +17,7 @@ use weft_ipam::Owner;
 use crate::config::Config;
 use crate::pod::{self, Links};
 use crate::record::State;
-use crate::state;
+use crate::state::Ledger;
 use conf::Conf;
 use env::{Command, Env};
 
@@ -85,7 +85,7 @@ async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
             problem: "is missing, and CHECK compares with it".into(),
         });
     }
-    let record = state::read(config, &owner)?.filter(|record| record.state == State::Attached);
+    let record = Ledger::open(config)?.read(&owner)?.filter(|record| record.state == State::Attached);
     let record = record.ok_or_else(|| Failure::Unknown { owner: owner_name(&owner) })?;
     check::same_as_reported(&record, conf.prev_result.as_ref())?;
     Ok(check::whole(config, &record).await?)
@@ -98,9 +98,8 @@ fn owner_name(owner: &Owner) -> String {
 /// Ready if an ADD would find the store and a free address of each family.
 fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
     let network = conf.network(config)?;
-    let store = state::open(config)?;
-    let txn = store.read().map_err(state::stored(config))?;
-    let usages = txn.usage(&network.ranges).map_err(state::stored(config))?;
+    let ledger = Ledger::open(config)?;
+    let usages = ledger.view()?.usage(&network.ranges).map_err(|source| ledger.failed(source))?;
     for ipv4 in [true, false] {
         let mut family = usages.iter().filter(|usage| usage.subnet.addr().is_ipv4() == ipv4).peekable();
         if family.peek().is_some() && family.all(|usage| usage.used >= usage.total) {
@@ -117,7 +116,7 @@ async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
         problem: "is missing, and without it every attachment would be removed".into(),
     })?;
     let mut errors = Vec::new();
-    for record in state::records(config)?.iter().filter(|record| record.network == conf.name) {
+    for record in Ledger::open(config)?.records()?.iter().filter(|record| record.network == conf.name) {
         let known = |valid: &conf::Attachment| {
             valid.container_id == record.container && valid.ifname == record.interface
         };

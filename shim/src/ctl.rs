@@ -12,7 +12,7 @@ use weft_hooks::FastPath;
 use crate::config::{self, Config};
 use crate::error::chain;
 use crate::pod::{self, DetachError, Links};
-use crate::state;
+use crate::state::Ledger;
 
 const USAGE: &str = "\
 usage: weft <command> [-o table|json]
@@ -129,7 +129,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Error> {
 /// what a second attempt works from.
 async fn cleanup(config: &Config) -> Result<(), Error> {
     let mut errors = Vec::new();
-    for record in state::records(config)? {
+    for record in Ledger::open(config)?.records()? {
         if let Err(DetachError(more)) = pod::detach_all(config, &record.container, Links::Delete).await {
             errors.extend(more);
         }

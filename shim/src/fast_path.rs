@@ -19,8 +19,7 @@ pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
         Ok(()) => record.data_path = DataPath::Redirect,
         Err(err) => {
             // Half on the path is off it; an entry that cannot be removed now is removed at detach.
-            let left =
-                record.addresses.iter().try_for_each(|address| leave(config, *address, record.host_index));
+            let left = leave(config, &record.addresses, record.host_index);
             let reasons = [Some(chain(&err)), left.err().map(|err| chain(&err))];
             record.data_path_reason = Some(reasons.into_iter().flatten().collect::<Vec<_>>().join("; "));
         }
@@ -48,10 +47,8 @@ pub(crate) fn open(config: &Config) -> Result<Option<FastPath>, Error> {
     }
 }
 
-/// Takes an address off the path, unless another pod has it by now.
-pub(crate) fn leave(config: &Config, address: IpAddr, index: u32) -> Result<(), Error> {
-    match open(config)? {
-        Some(mut fast_path) => fast_path.remove_pod(address, index).map(drop),
-        None => Ok(()),
-    }
+/// Takes addresses off the path, but for those that another pod has by now.
+pub(crate) fn leave(config: &Config, addresses: &[IpAddr], index: u32) -> Result<(), Error> {
+    let Some(mut fast_path) = open(config)? else { return Ok(()) };
+    addresses.iter().try_for_each(|address| fast_path.remove_pod(*address, index).map(drop))
 }

@@ -14,7 +14,7 @@ use crate::pod;
 use crate::proto::network as api;
 use crate::proto::network_ttrpc::{PodNetwork, create_pod_network};
 use crate::record::{self, DataPath, Record, State};
-use crate::state;
+use crate::state::Ledger;
 
 /// Where the request names no interface.
 const DEFAULT_INTERFACE: &str = "eth0";
@@ -56,7 +56,7 @@ impl Server {
         if !self.sees(container) {
             return Err(absent());
         }
-        state::read(&self.config, &owner).map_err(failed)?.ok_or_else(absent)
+        Ledger::open(&self.config).and_then(|ledger| ledger.read(&owner)).map_err(failed)?.ok_or_else(absent)
     }
 }
 
@@ -83,7 +83,7 @@ impl PodNetwork for Server {
     }
 
     async fn list(&self, _: &TtrpcContext, _: api::ListRequest) -> ttrpc::Result<api::ListResponse> {
-        let records = state::records(&self.config).map_err(failed)?;
+        let records = Ledger::open(&self.config).and_then(|ledger| ledger.records()).map_err(failed)?;
         let attachments =
             records.into_iter().filter(|record| self.sees(&record.container)).map(attachment).collect();
         Ok(api::ListResponse { attachments, ..Default::default() })

@@ -20,7 +20,7 @@ use crate::error::chain;
 use crate::failpoint::failpoint;
 use crate::fast_path;
 use crate::record::{self, DataPath, HOST_LINK_PREFIX, Names, Namespace, PodName, Record, State};
-use crate::state::{self, stored};
+use crate::state::{self, Ledger};
 
 /// The pod's IPv4 gateway: link-local (RFC 3927), so that it collides with no range.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -89,6 +89,12 @@ impl std::fmt::Display for DetachError {
 
 impl std::error::Error for DetachError {}
 
+impl From<Error> for DetachError {
+    fn from(err: Error) -> DetachError {
+        DetachError(vec![err])
+    }
+}
+
 fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error {
     move |source| Error::Kernel { step, source }
 }
@@ -100,21 +106,22 @@ fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error {
 pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record, Error> {
     let netns = NetNs::open(&request.netns).map_err(Error::Namespace)?;
     let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
-    if let Some(old) = state::read(config, &request.owner)? {
+    let ledger = Ledger::open(config)?;
+    if let Some(old) = ledger.read(&request.owner)? {
         if old.state == State::Attached && old.identity() == netns.identity() {
             return Ok(old);
         }
         unwire(config, &host, &old, Links::Delete).await.map_err(first)?;
     }
-    let mut record = plan(config, request, &netns, &host).await?;
+    let mut record = plan(&ledger, request, &netns, &host).await?;
     failpoint("leased");
-    match wire(config, &host, &netns, &mut record).await {
+    match wire(config, &ledger, &host, &netns, &mut record).await {
         Ok(()) => Ok(record),
         Err(err) => {
             // The error that stopped the attach is the one to report; whatever the undo could not remove stays
             // in the record, and the runtime calls DEL after a failed ADD (CNI spec 1.1, section 4).
             if unwire(config, &host, &record, Links::Delete).await.is_ok() {
-                state::forget(config, &request.owner)?;
+                ledger.forget(&request.owner)?;
             }
             Err(err)
         }
@@ -128,25 +135,21 @@ fn first(errors: Vec<Error>) -> Error {
 }
 
 /// Leases the addresses and writes down, in the same transaction, everything that [`wire`] is going to make.
-async fn plan(config: &Config, request: &Request, netns: &NetNs, host: &Netlink) -> Result<Record, Error> {
+async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink) -> Result<Record, Error> {
     let mtu = match request.network.mtu {
         Some(mtu) => mtu,
         None => host.default_route_mtu().await.map_err(kernel("find the MTU"))?.unwrap_or(DEFAULT_MTU),
     };
     let names = Names::of(&request.owner);
     let identity = netns.identity();
-    let store = state::open(config)?;
-    let mut txn = store.write().map_err(stored(config))?;
-    let leases =
-        txn.reserve(&request.network.name, &request.network.ranges, &request.owner).map_err(Error::Lease)?;
-    let record = Record {
+    ledger.reserve(&request.network, &request.owner, |addresses| Record {
         version: record::VERSION,
         state: State::Attaching,
         container: request.owner.container().into(),
         interface: request.owner.interface().into(),
         network: request.network.name.clone(),
         netns: Namespace { path: request.netns.clone(), dev: identity.dev, inode: identity.inode },
-        addresses: leases.iter().map(|lease| lease.address).collect(),
+        addresses,
         mac: names.mac.to_string(),
         host_mac: names.host_mac.to_string(),
         host_link: names.host_link,
@@ -155,14 +158,17 @@ async fn plan(config: &Config, request: &Request, netns: &NetNs, host: &Netlink)
         data_path: DataPath::Routing,
         data_path_reason: None,
         pod: request.pod.clone(),
-    };
-    txn.put_record(&request.owner, &record.encode()?).map_err(stored(config))?;
-    txn.commit().map_err(stored(config))?;
-    Ok(record)
+    })
 }
 
 /// Makes what the record says, outermost first, and marks it as attached.
-async fn wire(config: &Config, host: &Netlink, netns: &NetNs, record: &mut Record) -> Result<(), Error> {
+async fn wire(
+    config: &Config,
+    ledger: &Ledger,
+    host: &Netlink,
+    netns: &NetNs,
+    record: &mut Record,
+) -> Result<(), Error> {
     enable_forwarding(&record.addresses)?;
     failpoint("forwarding");
     record.host_index = create_veth(host, netns, record).await?;
@@ -174,7 +180,7 @@ async fn wire(config: &Config, host: &Netlink, netns: &NetNs, record: &mut Recor
     fast_path::take(config, record, &names);
     failpoint("fast-path");
     record.state = State::Attached;
-    state::write(config, record)?;
+    ledger.write(record)?;
     failpoint("attached");
     Ok(())
 }
@@ -286,13 +292,21 @@ async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
 /// # Errors
 /// All of them: a step that fails does not keep the others from being done. The record stays until all is gone.
 pub(crate) async fn detach(config: &Config, owner: &Owner, links: Links) -> Result<(), DetachError> {
-    let one = |err| DetachError(vec![err]);
-    let Some(record) = state::read(config, owner).map_err(one)? else {
-        return state::forget(config, owner).map_err(one);
-    };
-    let host = Netlink::open().map_err(kernel("open the host's netlink socket")).map_err(one)?;
+    let ledger = Ledger::open(config).map_err(DetachError::from)?;
+    detach_one(config, &ledger, owner, links).await
+}
+
+async fn detach_one(
+    config: &Config,
+    ledger: &Ledger,
+    owner: &Owner,
+    links: Links,
+) -> Result<(), DetachError> {
+    // Leases are made and freed with their record: without one there is nothing.
+    let Some(record) = ledger.read(owner)? else { return Ok(()) };
+    let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
     unwire(config, &host, &record, links).await.map_err(DetachError)?;
-    state::forget(config, owner).map_err(one)
+    Ok(ledger.forget(owner)?)
 }
 
 /// Detaches every interface of a container.
@@ -300,10 +314,10 @@ pub(crate) async fn detach(config: &Config, owner: &Owner, links: Links) -> Resu
 /// # Errors
 /// Those of all interfaces.
 pub(crate) async fn detach_all(config: &Config, container: &str, links: Links) -> Result<(), DetachError> {
-    let owners = state::owners_of(config, container).map_err(|err| DetachError(vec![err]))?;
+    let ledger = Ledger::open(config)?;
     let mut errors = Vec::new();
-    for owner in owners {
-        if let Err(DetachError(more)) = detach(config, &owner, links).await {
+    for owner in ledger.owners_of(container)? {
+        if let Err(DetachError(more)) = detach_one(config, &ledger, &owner, links).await {
             errors.extend(more);
         }
     }
@@ -313,22 +327,18 @@ pub(crate) async fn detach_all(config: &Config, container: &str, links: Links) -
 /// Removes what [`wire`] made, innermost last, going on past every failure.
 async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) -> Result<(), Vec<Error>> {
     let mut errors = Vec::new();
-    let link = match record.host_link.parse() {
-        Ok(name) => host.link(&name).await,
-        Err(err) => Err(err),
+    let index = match (links, record.host_index) {
+        // Nothing will be done to the link itself, so it need not be looked at.
+        (Links::DieWithNamespace, known @ 1..) => known,
+        _ => host_index(host, record).await.unwrap_or_else(|err| {
+            errors.push(err);
+            record.host_index
+        }),
     };
-    let link = link.map_err(kernel("find the host's end")).unwrap_or_else(|err| {
-        errors.push(err);
-        None
-    });
-    let index = link.map_or(record.host_index, |link| link.index);
-    for address in &record.addresses {
-        if let Err(err) = fast_path::leave(config, *address, index) {
-            errors.push(Error::FastPath(err));
-        }
-        if index == 0 {
-            continue; // The link was never made, so no route leads to it.
-        }
+    if let Err(err) = fast_path::leave(config, &record.addresses, index) {
+        errors.push(Error::FastPath(err));
+    }
+    for address in record.addresses.iter().filter(|_| index != 0) {
         if let Err(err) = host.delete_route(&host_route(*address, index)).await {
             errors.push(kernel("delete the route to the pod")(err));
         }
@@ -340,6 +350,14 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
         errors.push(kernel("delete the veth pair")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// The index of the host's end by its name, which no other link has; 0 if it was never made.
+async fn host_index(host: &Netlink, record: &Record) -> Result<u32, Error> {
+    let step = "find the host's end";
+    let name = record.host_link.parse().map_err(kernel(step))?;
+    let link = host.link(&name).await.map_err(kernel(step))?;
+    Ok(link.map_or(record.host_index, |link| link.index))
 }
 
 /// All bits: a pod's address is a host of its own.

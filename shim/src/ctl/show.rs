@@ -9,11 +9,11 @@ use super::{Error, Format};
 use crate::config::Config;
 use crate::fast_path;
 use crate::record::{DataPath, Record, State};
-use crate::state;
+use crate::state::Ledger;
 
 /// One line an attachment.
 pub(super) fn pods(config: &Config, format: Format, out: &mut impl Write) -> Result<(), Error> {
-    let records = state::records(config)?;
+    let records = Ledger::open(config)?.records()?;
     if format == Format::Json {
         return print_json(out, &json!(records));
     }

@@ -160,14 +160,15 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
     mount.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// A whole process, whichever of its threads writes (cgroups(7)).
+/// A whole process, whichever of its threads writes (cgroups(7)). One that has ended is in no cgroup.
 fn join(dir: &Path, pid: u32) -> Result<(), Error> {
-    let file = dir.join("cgroup.procs");
-    std::fs::write(&file, pid.to_string()).map_err(|source| Error::File {
-        op: "join cgroup",
-        path: file,
-        source,
-    })
+    let path = dir.join("cgroup.procs");
+    match std::fs::write(&path, pid.to_string()) {
+        Err(source) if source.raw_os_error() != Some(libc::ESRCH) => {
+            Err(Error::File { op: "join cgroup", path, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)).
