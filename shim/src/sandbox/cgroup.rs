@@ -8,10 +8,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+
+/// How long the kernel may take to release what has ended, and how often it is looked at.
+const RELEASE: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// One mounted hierarchy, and where in it this process was when the daemon started.
 #[derive(Debug)]
@@ -111,13 +116,20 @@ impl Cgroup {
         joins.filter_map(Result::err).collect()
     }
 
-    /// Removes the sandbox's own, which may be gone; all that cannot be done is returned.
+    /// Removes the sandbox's own, which may be gone; all that cannot be done is returned. For a thread or a process of its
+    /// own: what has just ended, a thread of ours or the pod's process 1, counts as a member until the kernel has released
+    /// it, and that is waited for.
     pub(super) fn remove(&self) -> Vec<Error> {
-        let remove = |dir: &PathBuf| match std::fs::remove_dir(dir) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                Some(Error::File { op: "remove cgroup", path: dir.clone(), source: err })
+        let deadline = Instant::now() + RELEASE;
+        let remove = |dir: &PathBuf| loop {
+            match std::fs::remove_dir(dir) {
+                Err(err) if err.kind() == io::ErrorKind::NotFound => return None,
+                Err(err) if err.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    std::thread::park_timeout(LOOK);
+                }
+                Err(source) => return Some(Error::File { op: "remove cgroup", path: dir.clone(), source }),
+                Ok(()) => return None,
             }
-            _ => None,
         };
         self.leaves.iter().filter_map(remove).collect()
     }
