@@ -15,7 +15,7 @@ BINARIES := containerd-shim-weft-v1 weft-cni weft
 export CARGO_TARGET_$(TRIPLE_VAR)_RUSTFLAGS := -C target-feature=+crt-static
 
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
-  iproute2 iputils-ping nftables iptables tcpdump bpftool jq busybox-static runc crun
+  iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc procps strace bsdutils util-linux shellcheck
 
 DESTDIR ?=
 PREFIX ?= /usr/local
