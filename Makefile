@@ -9,7 +9,6 @@ CACHE := $(shell mkdir -p "$${WEFT_CACHE:-$$HOME/.cache/weft}" 2>/dev/null && ec
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export WEFT_CACHE := $(CACHE)
 RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
-BINARIES := containerd-shim-weft-v1 weft-cni weft
 
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
   iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc procps strace bsdutils util-linux shellcheck
@@ -40,7 +39,9 @@ demo: build tools ## two pods under containerd, a page fetched from one to the o
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo run -q -p weft-conformance --bin demo
 
 test: build tools lint ## all tests, as root, on the real kernel and the real containerd
-	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo test --workspace --features weft-shim/failpoints
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
+	  cargo test --workspace --features weft-shim/failpoints 2>&1 | tee $(CACHE)/test.log
+	@awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' $(CACHE)/test.log
 
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
