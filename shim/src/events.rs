@@ -13,10 +13,12 @@ use containerd_shim_protos::api::{Empty, ForwardRequest};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use protobuf::well_known_types::any::Any;
-use protobuf::{MessageField, MessageFull};
+use protobuf::{Message, MessageField};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+/// Of the messages about tasks (containerd's api/events/task.proto).
+const PACKAGE: &str = "containerd.events";
 /// Events kept while containerd is away; a pod makes some four for each container.
 const CAPACITY: usize = 1024;
 /// What one attempt may take.
@@ -61,9 +63,9 @@ impl Events {
     }
 
     /// Appends an event; containerd gets it later.
-    pub(crate) fn publish(&self, topic: &str, event: &impl MessageFull) {
+    pub(crate) fn publish(&self, topic: &str, event: &impl Message) {
         let Some(queue) = &self.queue else { return };
-        let Some(event) = any(event) else { return };
+        let Some(event) = any(PACKAGE, event) else { return };
         queue.push(Envelope {
             timestamp: MessageField::some(SystemTime::now().into()),
             namespace: self.namespace.clone(),
@@ -132,15 +134,15 @@ impl Queue {
     }
 }
 
-/// A message as containerd's `typeurl` package packs it: the full name alone, without a host.
-pub(crate) fn any<M: MessageFull>(message: &M) -> Option<Any> {
+/// A message as containerd's `typeurl` package packs it: the full name alone, without a host. The package is given, because
+/// asking the message for it builds the description of all messages of its file, 0.5 MB that are never freed.
+pub(crate) fn any<M: Message>(package: &str, message: &M) -> Option<Any> {
+    let type_url = format!("{package}.{}", M::NAME);
     match message.write_to_bytes() {
-        Ok(value) => {
-            Some(Any { type_url: M::descriptor().full_name().to_owned(), value, ..Default::default() })
-        }
+        Ok(value) => Some(Any { type_url, value, ..Default::default() }),
         // proto3 has no required fields, and a vector takes any number of bytes.
         Err(err) => {
-            log::error!("encode {}: {err}", M::descriptor().full_name());
+            log::error!("encode {type_url}: {err}");
             None
         }
     }
@@ -186,5 +188,33 @@ fn is_final(err: &ttrpc::Error) -> bool {
             !matches!(status.code(), Code::UNAVAILABLE | Code::DEADLINE_EXCEEDED | Code::CANCELLED)
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
+    use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
+    use containerd_shim_protos::events::task::TaskExit;
+    use containerd_shim_protos::shim::oci::ProcessDetails;
+    use protobuf::MessageFull;
+
+    use super::*;
+
+    fn name<M: MessageFull>(package: &str) -> (String, String) {
+        (any(package, &M::new()).unwrap().type_url, M::descriptor().full_name().to_owned())
+    }
+
+    #[test]
+    fn the_given_packages_are_the_messages_own() {
+        let names = [
+            name::<TaskExit>(PACKAGE),
+            name::<MetricsV1>("io.containerd.cgroups.v1"),
+            name::<MetricsV2>("io.containerd.cgroups.v2"),
+            name::<ProcessDetails>("containerd.runc.v1"),
+        ];
+        for (packed, own) in names {
+            assert_eq!(packed, own);
+        }
     }
 }

@@ -22,6 +22,7 @@ use ttrpc::{Code, Result};
 
 use super::{Error, Sandbox};
 use crate::error::{chain, status};
+use crate::memory;
 use crate::task::{self, Tasks};
 
 /// The type of an OCI configuration in JSON.
@@ -82,8 +83,9 @@ impl sandbox_async::Sandbox for Server {
         request: CreateSandboxRequest,
     ) -> Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.0.create(request).map_err(|err| reply(&err))?;
-        Ok(CreateSandboxResponse::new())
+        let created = self.0.create(request).map_err(|err| reply(&err));
+        memory::give_back_soon();
+        created.map(|()| CreateSandboxResponse::new())
     }
 
     async fn start_sandbox(

@@ -78,8 +78,10 @@ impl Cgroup {
     /// The counters, as `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
     pub(crate) fn metrics(&self) -> io::Result<Any> {
         let packed = match self {
-            Cgroup::V1(folders) => crate::events::any(&metrics_v1::read(folders)?),
-            Cgroup::V2(folder) => crate::events::any(&metrics_v2::read(folder)?),
+            Cgroup::V1(folders) => {
+                crate::events::any("io.containerd.cgroups.v1", &metrics_v1::read(folders)?)
+            }
+            Cgroup::V2(folder) => crate::events::any("io.containerd.cgroups.v2", &metrics_v2::read(folder)?),
         };
         packed.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }

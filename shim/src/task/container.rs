@@ -279,7 +279,8 @@ impl Container {
             self.execs().values().map(|exec| (exec.pid(), exec.id.clone())).collect();
         let info = |pid: u32| {
             let details = execs.get(&pid).and_then(|exec_id| {
-                crate::events::any(&ProcessDetails { exec_id: exec_id.clone(), ..Default::default() })
+                let details = ProcessDetails { exec_id: exec_id.clone(), ..Default::default() };
+                crate::events::any("containerd.runc.v1", &details)
             });
             ProcessInfo { pid, info: details.into(), ..Default::default() }
         };
