@@ -22,7 +22,6 @@ use ttrpc::{Code, Result};
 
 use super::{Error, Sandbox};
 use crate::error::{chain, status};
-use crate::memory;
 use crate::task::{self, Tasks};
 
 /// The type of an OCI configuration in JSON.
@@ -83,9 +82,8 @@ impl sandbox_async::Sandbox for Server {
         request: CreateSandboxRequest,
     ) -> Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let created = self.0.create(request).map_err(|err| reply(&err));
-        memory::give_back_soon();
-        created.map(|()| CreateSandboxResponse::new())
+        self.0.create(request).map_err(|err| reply(&err))?;
+        Ok(CreateSandboxResponse::new())
     }
 
     async fn start_sandbox(
