@@ -65,12 +65,16 @@ pub fn weft_conflist() -> Value {
 }
 
 /// containerd's configuration. Every path is below `dir`; what no test uses is switched off, which halves the time to start.
-pub(crate) fn containerd(dir: &Path, subject: Subject) -> String {
+pub(crate) fn containerd(dir: &Path, subject: Subject, default: &str) -> String {
     let weft = match subject {
         Subject::Reference => "",
         Subject::Weft => WEFT_RUNTIMES,
     };
-    CONTAINERD.replace("@DIR@", &dir.to_string_lossy()).replace("@PAUSE@", crate::image::PAUSE) + weft
+    CONTAINERD
+        .replace("@DIR@", &dir.to_string_lossy())
+        .replace("@PAUSE@", crate::image::PAUSE)
+        .replace("@DEFAULT@", default)
+        + weft
 }
 
 // The OOM score: not every machine that runs tests may lower it. AppArmor: a profile would be loaded into the machine's kernel.
@@ -115,7 +119,7 @@ disabled_plugins = [
   conf_dir = '@DIR@/cni/net.d'
   use_internal_loopback = true
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
-  default_runtime_name = 'runc'
+  default_runtime_name = '@DEFAULT@'
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = 'io.containerd.runc.v2'
   sandboxer = 'podsandbox'

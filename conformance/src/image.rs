@@ -26,12 +26,13 @@ pub const STANDARD: [&str; 3] = [BUSYBOX, PAUSE, WEB];
 pub const WEB_PAGE: &str = "hello from weft.test/web\n";
 
 /// One entry of a layer; paths are relative to the root.
+#[derive(Clone, Copy)]
 pub enum Entry<'a> {
     /// A directory with its mode.
     Dir(&'a str, u32),
     /// A file with its mode and content.
     File(&'a str, u32, &'a [u8]),
-    /// A symbolic link and what it points to.
+    /// Another name of a file: the name, and the file's path.
     Link(&'a str, &'a str),
 }
 
@@ -49,7 +50,7 @@ impl Layer {
             match *entry {
                 Entry::Dir(path, mode) => append(&mut tar, EntryType::Directory, path, mode, "", &[])?,
                 Entry::File(path, mode, data) => append(&mut tar, EntryType::Regular, path, mode, "", data)?,
-                Entry::Link(path, target) => append(&mut tar, EntryType::Symlink, path, 0o777, target, &[])?,
+                Entry::Link(path, target) => append(&mut tar, EntryType::Link, path, 0o755, target, &[])?,
             }
         }
         let tar = tar.into_inner()?;
@@ -144,7 +145,7 @@ pub fn busybox() -> io::Result<Layer> {
         Entry::File("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n"),
         Entry::File("bin/busybox", 0o755, &program),
     ];
-    entries.extend(links.iter().map(|link| Entry::Link(link, "busybox")));
+    entries.extend(links.iter().map(|link| Entry::Link(link, "bin/busybox")));
     Layer::new(&entries)
 }
 
@@ -197,7 +198,7 @@ fn append(
     header.set_entry_type(kind);
     header.set_mode(mode);
     header.set_size(data.len() as u64);
-    if kind == EntryType::Symlink {
+    if kind == EntryType::Link {
         return tar.append_link(&mut header, path, link);
     }
     tar.append_data(&mut header, path, data)

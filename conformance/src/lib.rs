@@ -26,6 +26,7 @@
 mod background;
 mod cgroup;
 mod config;
+mod critest;
 pub mod image;
 mod leaks;
 mod node;
@@ -36,6 +37,7 @@ mod wait;
 
 pub use background::Background;
 pub use config::{Subject, reference_conflist, weft_conflist};
+pub use critest::{Outcome, Outcomes, critest, skip_list};
 pub use node::{Node, NodeSpec};
 pub use pod::{Container, ContainerSpec, Pod, PodSpec, Protocol};
 pub use tools::Tools;

@@ -39,12 +39,14 @@ pub struct NodeSpec {
     pub weft_config: String,
     /// In place of the subject's own network.
     pub conflist: Option<Value>,
+    /// The runtime handler of pods that name none; containerd's own default is `runc`.
+    pub default_handler: &'static str,
 }
 
 impl NodeSpec {
     /// A node of the subject with nothing special.
     pub fn new(subject: Subject) -> Self {
-        Self { subject, env: Vec::new(), weft_config: String::new(), conflist: None }
+        Self { subject, env: Vec::new(), weft_config: String::new(), conflist: None, default_handler: "runc" }
     }
 }
 
@@ -296,7 +298,7 @@ impl Node {
         let dir = self.dir();
         let write =
             |name: &str, text: &str| fs::write(dir.join(name), text).expect("write a file of the node");
-        write("containerd.toml", &config::containerd(dir, self.spec.subject));
+        write("containerd.toml", &config::containerd(dir, self.spec.subject, self.spec.default_handler));
         write("weft.toml", &self.spec.weft_config);
         let socket = format!("unix://{}/containerd.sock", dir.display());
         write("crictl.yaml", &format!("runtime-endpoint: {socket}\nimage-endpoint: {socket}\ntimeout: 60\n"));

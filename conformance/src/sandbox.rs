@@ -1,4 +1,4 @@
-//! The namespaces of a node: network, mounts and processes, held by one process.
+//! The namespaces of a node: network, mounts, IPC and processes, held by one process.
 //!
 //! A node must not touch the machine, and must be gone when the test is, however the test ends. So its processes live in a pid
 //! namespace whose process 1 is a `cat` that reads a pipe from the test: when the test lets go of the pipe, or dies, `cat` ends, and
@@ -48,7 +48,7 @@ impl Sandbox {
     /// Makes the namespaces and what is in them; `dir/bpf` must exist.
     pub(crate) fn start(dir: &Path) -> Self {
         let mut holder = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc"])
+            .args(["--net", "--ipc", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc"])
             .args(["sh", "-c", SETUP, "node"])
             .arg(dir)
             .stdin(Stdio::piped())
@@ -72,7 +72,7 @@ impl Sandbox {
         command
             .arg("--target")
             .arg(self.init.to_string())
-            .args(["--net", "--mount", "--pid", "--"])
+            .args(["--net", "--ipc", "--mount", "--pid", "--"])
             .arg(program);
         command
     }

@@ -4,13 +4,13 @@
 #   build.sh [DIR]
 #
 # DIR defaults to ${WEFT_CACHE:-$HOME/.cache/weft}/tools-HASH, or to .build/tools-HASH in the checkout where that cannot be written.
-# HASH covers go.mod, go.sum, pause.c and this script, so a directory whose stamp matches is left as it is. Everything is built beside DIR and
+# HASH covers go.mod, go.sum, the C files and this script, so a directory whose stamp matches is left as it is. Everything is built beside DIR and
 # moved into place at the end: an interrupted run leaves no half-filled DIR. The last line on stdout is the directory.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here"
-hash=$(cat go.mod go.sum pause.c build.sh | sha256sum | cut -c1-12)
+hash=$(cat go.mod go.sum ./*.c build.sh | sha256sum | cut -c1-12)
 
 if [ $# -gt 0 ]; then
     dir=$1
@@ -55,14 +55,24 @@ say "CNI plugins"
 go build -trimpath -ldflags '-s -w' -o "$new/cni/" \
     $plugins/main/bridge $plugins/main/ptp $plugins/main/loopback $plugins/ipam/host-local \
     $plugins/meta/portmap $plugins/meta/bandwidth $plugins/meta/firewall >&2
-say "critest"
+say "critest, and ginkgo, which runs its specs in parallel"
+go build -trimpath -ldflags '-s -w' -o "$new/" github.com/onsi/ginkgo/v2/ginkgo >&2
 go test -c -trimpath -ldflags '-s -w' -o "$new/critest" sigs.k8s.io/cri-tools/cmd/critest >&2
 say "runc"
 # runc enters namespaces in C before the Go runtime starts, and seccomp needs libseccomp: the one program that needs cgo.
 CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static' \
     -o "$new/runc" github.com/opencontainers/runc >&2
-say "pause"
-cc -static -Os -s -Wall -Werror -o "$new/pause" pause.c >&2
+say "pause, nonewprivs"
+for program in pause nonewprivs; do
+    cc -static -Os -s -Wall -Werror -o "$new/$program" $program.c >&2
+done
+say "nginx, busybox"
+# Unpacked and not installed: an installed nginx would be started, and this busybox conflicts with the static one. Its shell, other than
+# that of the static one, looks applets up as files, which critest relies on.
+mkdir "$new/deb"
+(cd "$new/deb" && apt-get download -q nginx busybox && for file in *.deb; do dpkg-deb -x "$file" .; done) >&2
+mv "$new/deb/usr/sbin/nginx" "$new/deb/bin/busybox" "$new/"
+rm -r "$new/deb"
 
 echo "$hash" >"$new/stamp"
 rm -rf "$dir"
