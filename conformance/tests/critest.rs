@@ -63,6 +63,12 @@ fn critest_passes_with_weft_as_the_default_runtime() {
 }
 
 #[test]
+fn critest_passes_with_weft_under_the_default_sandboxer() {
+    let spec = NodeSpec { conflist: Some(chain()), ..NodeSpec::new(Subject::Weft) };
+    all_pass(&outcomes(spec, Some("weft-podsandbox")));
+}
+
+#[test]
 fn each_line_of_the_skip_list_is_needed() {
     for (words, reason) in skip_list() {
         let listed =
