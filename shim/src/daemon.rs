@@ -8,6 +8,7 @@
 mod args;
 mod bootstrap;
 mod delete;
+mod given_up;
 mod info;
 mod logger;
 mod peers;

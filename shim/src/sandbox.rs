@@ -208,13 +208,17 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Stops the sandbox if need be, removes its files, and lets the daemon end.
+    /// Stops the sandbox if need be, removes its containers and its files, and lets the daemon end. containerd has removed the
+    /// containers before, all but those that it has lost sight of, and nobody else would.
     ///
     /// # Errors
     /// All of them. The daemon ends nevertheless; the files stay then, and `delete`, which containerd runs next, tries
     /// once more with what they say.
     async fn shutdown(&self, tasks: &Tasks) -> Result<(), Error> {
         let stopped = self.stop(tasks).await;
+        if self.is_live() {
+            tasks.delete_all().await;
+        }
         let instance = self.instance().take();
         self.idle.notify_one();
         stopped?;

@@ -48,7 +48,7 @@ pub(crate) use cgroup::metrics;
 use container::Container;
 pub(crate) use error::Error;
 use process::{Phase, Process};
-pub(crate) use record::cleanup;
+pub(crate) use record::{cleanup, is_left};
 use stdio::Paths;
 
 /// What the tasks of a shim share with the rest of it.
@@ -108,6 +108,20 @@ impl Tasks {
     pub(crate) async fn kill_all(&self) {
         let all = self.all();
         join_all(all.iter().map(|container| container.kill())).await;
+    }
+
+    /// Removes all containers, which are dead. Whatever stays of one is told to the log, and `delete` comes for it.
+    pub(crate) async fn delete_all(&self) {
+        let delete = async |container: Arc<Container>| {
+            let deleted = container.delete().await;
+            let taken = self.take(&container);
+            match deleted {
+                Ok(exit) if taken.is_ok() => container.deleted(exit),
+                Ok(_) => {}
+                Err(err) => log::warn!("{}", crate::error::chain(&err)),
+            }
+        };
+        join_all(self.all().into_iter().map(delete)).await;
     }
 
     fn get(&self, id: &str) -> Result<Arc<Container>, Error> {

@@ -602,24 +602,56 @@ async fn after_a_killed_daemon_delete_leaves_nothing() {
     pod.delete();
 }
 
+/// containerd runs `delete` after the end of every container too, and the pod lives on.
 #[tokio::test]
-async fn delete_does_not_hurt_a_living_pod() {
+async fn delete_of_a_container_does_not_hurt_the_pod() {
     let pod = Pod::new();
     let client = connect(&pod.start()).await;
     let pid = created_and_started(&client, &pod.create_own_net(POD)).await.pid;
-    pod.delete();
-    // A member's bundle knows the address from containerd.
+    // A member's bundle knows the address from containerd; it may have lost its configuration.
     let member = pod.root.path().join("member");
     fs::create_dir(&member).unwrap();
     let address = fs::read_to_string(pod.bundle().join("address")).unwrap();
     let json = serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" });
     fs::write(member.join("bootstrap.json"), json.to_string()).unwrap();
-    let member_bundle = member.display().to_string();
-    let mut delete = pod.command(&member);
-    assert!(feed(delete.args(["-bundle", &member_bundle, "delete"]), b"").status.success());
-    assert!(is_alive(pid));
-    assert_eq!(status(&client, &pod).await.state, "SANDBOX_READY");
+    for config in [None, Some("{}")] {
+        if let Some(config) = config {
+            fs::write(member.join("config.json"), config).unwrap();
+        }
+        let bundle = member.display().to_string();
+        let mut delete = pod.command(&member);
+        let output = feed(delete.args(["-id", "member", "-bundle", &bundle, "delete"]), b"");
+        assert!(output.status.success(), "{output:?}");
+        assert!(is_alive(pid));
+        assert_eq!(status(&client, &pod).await.state, "SANDBOX_READY");
+    }
     shutdown(&client, &pod).await;
+    pod.assert_gone();
+}
+
+/// As when the client of RunPodSandbox goes away: containerd hangs up, runs `delete`, and forgets the pod.
+#[tokio::test]
+async fn delete_ends_a_pod_that_containerd_gave_up() {
+    let pod = Pod::new();
+    let client = connect(&pod.start()).await;
+    let init = created_and_started(&client, &pod.create_own_net(POD)).await.pid;
+    drop(client);
+    assert_eq!(pod.delete().exit_status, 137);
+    assert!(!is_alive(init));
+    pod.assert_gone();
+    pod.delete();
+}
+
+/// As when a shim does not answer a restarted containerd in five seconds.
+#[tokio::test]
+async fn delete_ends_a_daemon_that_hangs() {
+    let pod = Pod::new();
+    let client = connect(&pod.start()).await;
+    let init = created_and_started(&client, &pod.create_own_net(POD)).await.pid;
+    drop(client);
+    run("kill", &["-STOP", &pod.daemon().unwrap().to_string()]);
+    assert_eq!(pod.delete().exit_status, 137);
+    until("process 1 has been reaped", || !is_alive(init));
     pod.assert_gone();
 }
 

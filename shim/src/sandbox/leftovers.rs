@@ -1,4 +1,4 @@
-//! Takes a sandbox down from the outside, after its daemon has died.
+//! Takes a sandbox down from the outside, after its daemon has died or when it hangs.
 
 use super::Error;
 use super::files::Dir;
@@ -13,8 +13,10 @@ pub(crate) fn remove(config: &Config, namespace: &str, id: &str) -> Option<Vec<E
     match State::load(&dir) {
         Ok(None) => return None,
         Ok(Some(state)) => {
-            let ended = state.init.map_or(Ok(()), |init| init.kill());
-            errors.extend(ended.err().map(|source| Error::Io { op: "end sandbox-init", source }));
+            for (op, process) in [("end the daemon", state.daemon), ("end sandbox-init", state.init)] {
+                let ended = process.map_or(Ok(()), |process| process.kill());
+                errors.extend(ended.err().map(|source| Error::Io { op, source }));
+            }
             errors.extend(state.cgroup.into_iter().flat_map(|cgroup| cgroup.remove()));
         }
         Err(err) => errors.push(err),

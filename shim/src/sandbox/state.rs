@@ -18,6 +18,9 @@ const FILE: &str = "state.json";
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     version: u32,
+    /// The daemon itself: `delete` ends one that hangs.
+    #[serde(default)]
+    pub(super) daemon: Option<Process>,
     /// The pod's own cgroup.
     pub(super) cgroup: Option<Cgroup>,
     /// Process 1 of a shared PID namespace.
@@ -26,7 +29,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(cgroup: Option<Cgroup>) -> State {
-        State { version: VERSION, cgroup, init: None }
+        let daemon = Process::of(std::process::id()).ok();
+        State { version: VERSION, daemon, cgroup, init: None }
     }
 
     pub(super) fn save(&self, dir: &Dir) -> Result<(), Error> {

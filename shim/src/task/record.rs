@@ -65,10 +65,27 @@ impl Record {
         std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).map_err(failed)
     }
 
+    /// Without one in the bundle, the runtime is the configuration's.
+    fn of(config: &Config, namespace: &str, bundle: &Path) -> Record {
+        Record::read(bundle).unwrap_or_else(|err| {
+            log::debug!("no record in {}: {err}", bundle.display());
+            Record::new(&runtime(config, namespace), None)
+        })
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime { binary: self.binary.clone(), root: self.root.clone(), systemd_cgroup: self.systemd_cgroup }
+    }
+
     fn read(bundle: &Path) -> io::Result<Record> {
         let text = std::fs::read(bundle.join(RECORD_FILE))?;
         Ok(serde_json::from_slice(&text)?)
     }
+}
+
+/// Whether the OCI runtime still knows the task.
+pub(crate) fn is_left(config: &Config, namespace: &str, id: &str, bundle: &Path) -> bool {
+    leaves_state(&Record::of(config, namespace, bundle).runtime(), id)
 }
 
 /// Removes what a task has left behind, in a process that is not its shim: container, cgroups, mounts. May run again,
@@ -77,14 +94,8 @@ impl Record {
 /// # Errors
 /// The first thing that could not be removed; the others were tried.
 pub(crate) fn cleanup(config: &Config, namespace: &str, id: &str, bundle: &Path) -> Result<Cleaned, Error> {
-    let record = match Record::read(bundle) {
-        Ok(record) => record,
-        Err(err) => {
-            log::debug!("no record in {}: {err}", bundle.display());
-            Record::new(&runtime(config, namespace), None)
-        }
-    };
-    let runtime = Runtime { binary: record.binary, root: record.root, systemd_cgroup: record.systemd_cgroup };
+    let record = Record::of(config, namespace, bundle);
+    let runtime = record.runtime();
     let deleted = if leaves_state(&runtime, id) { runtime.delete_blocking(id) } else { Ok(()) };
     let unmounted = rootfs::unmount(&bundle.join("rootfs"));
     deleted?;

@@ -9,6 +9,11 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use containerd_shim_protos::api::*;
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, ShutdownSandboxRequest, StartSandboxRequest,
+};
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim_async::Client;
 use fixture::*;
 use protobuf::{Message, MessageField};
 use ttrpc::Code;
@@ -517,6 +522,56 @@ async fn what_a_killed_shim_leaves_is_cleaned_up() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(bundle.path.to_str().unwrap()));
     assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(&bundle.id).exists());
+}
+
+/// As when containerd loses sight of a container, but not of its shim.
+#[tokio::test]
+async fn delete_ends_a_container_that_containerd_gave_up() {
+    let mut shim = Shim::new().await;
+    let (lost, kept) = (shim.bundle("lost", "sleep 1000"), shim.bundle("kept", "sleep 1000"));
+    shim.run(&lost).await;
+    shim.run(&kept).await;
+    let pid = shim.state(&lost, "").await.unwrap().pid;
+    for bundle in [&lost, &kept] {
+        std::fs::write(bundle.path.join("address"), format!("unix://{}", shim.socket().display())).unwrap();
+    }
+    assert_eq!(shim.cleanup(&lost), format!("{pid} 137"));
+    assert_eq!(refusal(shim.state(&lost, "").await).0, Code::NOT_FOUND);
+    shim.events_until(&format!("delete {}", lost.id)).await;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(lost.path.to_str().unwrap()));
+    shim.cleanup(&lost);
+    assert_eq!(shim.status(&kept, "").await, Status::RUNNING);
+    shim.cleanup(&kept);
+    let process = &mut shim.process;
+    until("the shim ends with its last container", || process.try_wait().unwrap().is_some()).await;
+}
+
+/// containerd removes the containers first; one that it has lost sight of must not keep the daemon for ever.
+#[tokio::test]
+async fn a_sandbox_takes_its_containers_along() {
+    let mut shim = Shim::new().await;
+    let client = Client::connect(&format!("unix://{}", shim.socket().display())).await.unwrap();
+    let client = SandboxClient::new(client);
+    let sandbox_id = "weft-test-shim".to_owned();
+    let create = CreateSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+    client.create_sandbox(context(), &create).await.unwrap();
+    let start = StartSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+    client.start_sandbox(context(), &start).await.unwrap();
+    let bundle = shim.bundle("member", "sleep 1000");
+    let mut create = shim.create_request(&bundle);
+    // The pod's files are mounted below /etc, which the image does not have.
+    create.rootfs[0].options = vec!["rbind".into(), "rw".into()];
+    shim.task.create(context(), &create).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    let pid = shim.state(&bundle, "").await.unwrap().pid;
+    let shutdown = ShutdownSandboxRequest { sandbox_id, ..Default::default() };
+    client.shutdown_sandbox(context(), &shutdown).await.unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(bundle.path.to_str().unwrap()));
+    let process = &mut shim.process;
+    until("the shim ends", || process.try_wait().unwrap().is_some()).await;
 }
 
 #[tokio::test]
