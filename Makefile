@@ -17,7 +17,7 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build demo test lint fmt bench install uninstall clean
+.PHONY: help deps tools build demo test soak lint fmt bench install uninstall clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,10 @@ test: build tools lint ## all tests, as root, on the real kernel and the real co
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test --workspace --features weft-shim/failpoints 2>&1 | tee $(CACHE)/test.log
 	@awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' $(CACHE)/test.log
+
+soak: build tools ## pods made, used, killed and removed for 30 minutes, beside the reference; of this `make test` does 3
+	WEFT_SOAK_SECONDS=$${WEFT_SOAK_SECONDS:-1800} WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
+	  cargo test -p weft-conformance --test soak -- --nocapture
 
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check

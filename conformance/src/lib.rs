@@ -41,4 +41,4 @@ pub use critest::{Outcome, Outcomes, critest, skip_list};
 pub use node::{Node, NodeSpec};
 pub use pod::{Container, ContainerSpec, Pod, PodSpec, Protocol};
 pub use tools::Tools;
-pub use wait::{run, wait_until};
+pub use wait::{run, try_run, wait_until};

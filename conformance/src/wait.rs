@@ -37,7 +37,7 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// Runs `command`; the error tells the command, its status and what it said.
-pub(crate) fn try_run(command: &mut Command) -> Result<String, String> {
+pub fn try_run(command: &mut Command) -> Result<String, String> {
     let Output { status, stdout, stderr } =
         command.output().map_err(|e| format!("{}: {e}", words(command)))?;
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
