@@ -142,6 +142,18 @@ impl Runtime {
         self.run(reaper, "delete", &["--force", id]).await
     }
 
+    /// Removes what [`Runtime::delete`] does of a container that is dead. `--force` only if that does not do: with it runc
+    /// always sleeps for 100 ms, to give what it may have killed the time to die (`killContainer` in delete.go of 1.4).
+    pub(crate) async fn delete_dead(&self, reaper: &Reaper, id: &str) -> Result<(), Error> {
+        match self.run(reaper, "delete", &[id]).await {
+            Ok(()) => Ok(()),
+            Err(err) => {
+                log::debug!("{}", crate::error::chain(&err));
+                self.delete(reaper, id).await
+            }
+        }
+    }
+
     /// [`Runtime::delete`] in a process that has neither a reaper nor a runtime of async tasks.
     pub(crate) fn delete_blocking(&self, id: &str) -> Result<(), Error> {
         let log = memory_file()?;

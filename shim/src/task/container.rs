@@ -149,7 +149,7 @@ impl Container {
                 stdio.drain(DRAIN).await;
             }
         };
-        let ((), deleted) = tokio::join!(drained, self.runtime.delete(&self.context.reaper, &self.id));
+        let ((), deleted) = tokio::join!(drained, self.runtime.delete_dead(&self.context.reaper, &self.id));
         deleted?;
         rootfs::unmount(&self.bundle.join("rootfs"))?;
         standalone::detach(&self.context.config, &self.context.namespace, &self.id).await?;
