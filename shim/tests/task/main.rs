@@ -524,6 +524,38 @@ async fn what_a_killed_shim_leaves_is_cleaned_up() {
     assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(&bundle.id).exists());
 }
 
+/// containerd may have removed the bundle under the feet of `delete`, whose working directory it is.
+#[tokio::test]
+async fn delete_cleans_up_from_a_working_directory_that_has_vanished() {
+    let mut shim = Shim::new().await;
+    let bundle = shim.bundle("vanished", "sleep 1000");
+    shim.run(&bundle).await;
+    let pid = shim.state(&bundle, "").await.unwrap().pid;
+    shim.process.kill().unwrap();
+    shim.process.wait().unwrap();
+    let script = r#"umount rootfs && rm -r "$PWD" && exec "$@""#;
+    let delete = ["-namespace", "weft-test", "-id", &bundle.id, "-address", "/nowhere", "-bundle"];
+    let output = std::process::Command::new("sh")
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_containerd-shim-weft-v1")])
+        .args(delete)
+        .arg(&bundle.path)
+        .arg("delete")
+        .env("WEFT_RUN_DIR", shim.dir.path().join("run"))
+        .env("WEFT_RUNTIME_ROOT", shim.dir.path().join("runtime"))
+        .env("WEFT_CONFIG", "")
+        .current_dir(&bundle.path)
+        .output()
+        .unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(DeleteResponse::parse_from_bytes(&output.stdout).unwrap().exit_status, 137);
+    assert!(!bundle.path.exists());
+    // Whoever is the parent of an orphan reaps it in its own time; a zombie has no command line.
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    assert_eq!(line, b"", "the container is dead");
+    let state = shim.dir.path().join("runtime/weft-test").join(&bundle.id);
+    assert!(!state.exists(), "the runtime has forgotten it");
+}
+
 /// As when containerd loses sight of a container, but not of its shim.
 #[tokio::test]
 async fn delete_ends_a_container_that_containerd_gave_up() {
