@@ -1,10 +1,11 @@
 //! `make bench`: weft beside the reference in one run, the two taking turns, so that a busy or slow machine is the same for both.
 //!
-//! Four measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), what a running pod holds
-//! ([`memory`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
+//! Six measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), a container's life call by call
+//! ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]), and TCP between two
+//! pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri memory tcp` measures what is named, and writes no file.
+//! `bench cni cri task memory idle tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -13,11 +14,16 @@
     reason = "a measurement that tells its steps and ends at the first that fails"
 )]
 
+mod alone;
+mod bundle;
 mod cni;
 mod cri;
+mod idle;
 mod machine;
 mod memory;
 mod report;
+mod shim;
+mod task;
 mod tcp;
 
 use std::env;
@@ -58,6 +64,7 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // How the program runs itself on a node.
         [cni::ON_NODE, directory] => cni::serve(Path::new(directory)),
+        [task::ON_NODE, directory, arm] => task::serve(Path::new(directory), arm),
         [] => write(&measure(&MEASUREMENTS.map(|(name, _)| name))),
         some => drop(measure(some)),
     }
@@ -65,13 +72,22 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 4] =
-    [("cni", cni::measure), ("cri", cri::measure), ("memory", memory::measure), ("tcp", tcp::measure)];
+const MEASUREMENTS: [(&str, Measurement); 6] = [
+    ("cni", cni::measure),
+    ("cri", cri::measure),
+    ("task", task::measure),
+    ("memory", memory::measure),
+    ("idle", idle::measure),
+    ("tcp", tcp::measure),
+];
 
 /// Prints the page while it comes to be, and returns it.
 fn measure(wanted: &[&str]) -> String {
     for name in wanted {
-        assert!(MEASUREMENTS.iter().any(|(known, _)| known == name), "{name}: want cni, cri, memory or tcp");
+        assert!(
+            MEASUREMENTS.iter().any(|(known, _)| known == name),
+            "{name}: want cni, cri, task, memory, idle or tcp"
+        );
     }
     let mut page = format!("{INTRODUCTION}\n{}", machine::describe());
     println!("{page}");

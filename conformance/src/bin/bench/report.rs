@@ -16,6 +16,10 @@ impl Samples {
         self.at(0.5)
     }
 
+    pub(crate) fn median_if_any(&self) -> Option<f64> {
+        (!self.0.is_empty()).then(|| self.median())
+    }
+
     pub(crate) fn mean(&self) -> f64 {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
@@ -83,6 +87,18 @@ impl Table {
         cells.push(least.map_or_else(none, |least| format!("≥ {least}")));
         cells.push(least.map_or_else(none, |least| if ratio >= least { "yes" } else { "**no**" }.to_owned()));
         self.rows.push(cells);
+    }
+
+    /// One more row of a table with another measure than a ratio: what is expected, and whether it was reached.
+    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<(String, bool)>) {
+        let (expected, reached) = match verdict {
+            Some((expected, reached)) => {
+                (Some(expected), Some(if reached { "yes" } else { "**no**" }.to_owned()))
+            }
+            None => (None, None),
+        };
+        let cells = cells.into_iter().chain([expected, reached]);
+        self.rows.push(cells.map(|cell| cell.unwrap_or_else(none)).collect());
     }
 
     fn widths(&self) -> Vec<usize> {
