@@ -44,19 +44,3 @@ fn containerd_finds_two_hundred_pods_again() {
     }
     node.finish();
 }
-
-/// After five seconds containerd gives up a shim that does not answer: it runs `delete`, which must not leave the pod to nobody.
-#[test]
-fn a_shim_that_hangs_over_a_restart_leaves_nothing() {
-    let node = Node::start(Subject::Weft);
-    let pod = node.run_pod(&PodSpec::new("a"));
-    let container = pod.run(&ContainerSpec::new("main", image::BUSYBOX));
-    let shim = ["containerd-shim-weft-v1", "-id", pod.id()];
-    node.stop_containerd(Signal::SIGKILL);
-    assert_eq!(node.signal(Signal::SIGSTOP, &shim), 1);
-    node.start_containerd();
-    assert_eq!(pod.state(), "SANDBOX_NOTREADY");
-    assert_eq!(container.state(), "CONTAINER_EXITED");
-    assert_eq!(node.signal(Signal::SIGCONT, &shim), 0, "the shim has been ended");
-    node.finish();
-}
