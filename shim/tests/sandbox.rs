@@ -642,6 +642,19 @@ async fn delete_ends_a_pod_that_containerd_gave_up() {
     pod.delete();
 }
 
+/// As when containerd's client goes away during `start`, after which no `delete` comes.
+#[test]
+fn a_daemon_that_nobody_connects_to_ends() {
+    let pod = Pod::new();
+    pod.start();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pod.daemon().is_some() {
+        assert!(Instant::now() < deadline, "it waits for ever");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    pod.assert_gone();
+}
+
 /// As when a shim does not answer a restarted containerd in five seconds.
 #[tokio::test]
 async fn delete_ends_a_daemon_that_hangs() {

@@ -41,6 +41,11 @@ impl Peers {
         Peer { stream, peers: self.clone() }
     }
 
+    /// Whether nobody is connected now.
+    pub(super) fn are_none(&self) -> bool {
+        *self.0.borrow() == 0
+    }
+
     /// Waits until all have been closed.
     pub(super) async fn closed(&self) {
         let mut open = self.0.subscribe();

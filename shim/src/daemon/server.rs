@@ -6,13 +6,14 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -28,6 +29,8 @@ use crate::task::{self, TaskContext, Tasks};
 
 /// How long containerd may take for the last events; a client that has gone takes none.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How long whoever has run `start` may take to connect: containerd does so at once.
+const WELCOME: Duration = Duration::from_secs(15);
 /// How long clients may take to read their last answers and hang up.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -104,7 +107,7 @@ async fn run(
         .register_service(task::services(context))
         .register_service(network);
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
-    until_idle(&idle, || tasks.is_empty() && !sandbox.is_live()).await?;
+    until_idle(&idle, &peers, || tasks.is_empty() && !sandbox.is_live()).await?;
     events.flush(FLUSH).await;
     socket::remove(&path).map_err(io_error("remove the socket"))?;
     if timeout(FAREWELL, peers.closed()).await.is_err() {
@@ -114,12 +117,23 @@ async fn run(
 }
 
 /// Waits for a call that leaves nothing to do. Signals are not a reason to leave a pod alone.
-async fn until_idle(idle: &Notify, nothing_left: impl Fn() -> bool) -> Result<(), Error> {
+///
+/// A containerd whose client has gone away kills `start`, or reads its answer no more, and does not run `delete`
+/// (`startShim` in core/runtime/v2/shim_manager.go): then nobody ever connects, and no call comes.
+async fn until_idle(idle: &Notify, peers: &Peers, nothing_left: impl Fn() -> bool) -> Result<(), Error> {
     let mut term = signal(SignalKind::terminate()).map_err(io_error("handle SIGTERM"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io_error("handle SIGINT"))?;
+    let mut welcome = pin!(sleep(WELCOME));
+    let mut is_new = true;
     loop {
         tokio::select! {
             () = idle.notified() => if nothing_left() { return Ok(()) },
+            () = &mut welcome, if is_new => {
+                is_new = false;
+                if nothing_left() && peers.are_none() {
+                    return Ok(());
+                }
+            }
             _ = term.recv() => log::info!("SIGTERM is ignored while a pod lives"),
             _ = int.recv() => log::info!("SIGINT is ignored while a pod lives"),
         }
