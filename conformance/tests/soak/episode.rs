@@ -19,6 +19,8 @@ pub(crate) struct Worker<'a, 'n> {
     pub(crate) name: String,
     /// Whether its containers have PID namespaces of their own (1) or one together (0).
     pub(crate) pids: usize,
+    /// The outages before it.
+    pub(crate) since: u64,
 }
 
 impl<'n> Worker<'_, 'n> {
@@ -224,6 +226,11 @@ impl<'n> Worker<'_, 'n> {
         };
         // CRI leaves out what is zero.
         let got = last["exitCode"].as_i64().unwrap_or_default();
+        // A containerd that dies after it has deleted the task and before it has written down how it ended knows no more.
+        if got == 255 && self.arm.outage.epoch() != self.since {
+            self.arm.tally.interrupted("exit code");
+            return Err(End);
+        }
         self.arm.once("exit code", || match has_ended && got == code {
             true => Ok(()),
             false => Err(format!("{}: {got}, want {code}", last["state"])),

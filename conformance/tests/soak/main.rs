@@ -123,9 +123,8 @@ impl<'n> Arm<'n> {
                     scope.spawn(|| {
                         while let Some((number, card)) = next() {
                             let mut dice = Dice::new(seed ^ ((number as u64 + 1) << 32), round);
-                            let worker =
-                                Worker { arm, name: format!("p{round}-{number}"), pids: dice.below(2) };
-                            worker.play(card, dice);
+                            let (name, pids) = (format!("p{round}-{number}"), dice.below(2));
+                            Worker { arm, name, pids, since: arm.outage.epoch() }.play(card, dice);
                         }
                     })
                 })

@@ -47,9 +47,14 @@ impl Outage {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Another number after each death of containerd.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
     fn there(&self) -> u64 {
         loop {
-            match self.epoch.load(Ordering::SeqCst) {
+            match self.epoch() {
                 even if even.is_multiple_of(2) => return even,
                 _ => thread::park_timeout(Duration::from_millis(20)),
             }
@@ -97,7 +102,7 @@ impl Arm<'_> {
                     self.tally.succeeded(kind);
                     return Ok(value);
                 }
-                Err(_) if self.outage.epoch.load(Ordering::SeqCst) != before => self.tally.interrupted(kind),
+                Err(_) if self.outage.epoch() != before => self.tally.interrupted(kind),
                 Err(why) => {
                     self.tally.failed(kind, why);
                     return Err(End);
