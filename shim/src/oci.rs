@@ -263,10 +263,11 @@ fn last_error(log: &str) -> String {
         match serde_json::from_str::<serde_json::Value>(line) {
             Ok(entry) => {
                 let serious = matches!(entry["level"].as_str(), Some("error" | "fatal" | "panic" | "ERROR"));
-                // youki nests its text in `fields.message`.
-                let text = entry["msg"].as_str().or(entry["fields"]["message"].as_str());
+                // runc and crun say `msg`; youki `message`, nested in `fields` before 0.6.
+                let texts = [&entry["msg"], &entry["message"], &entry["fields"]["message"]];
+                let text = texts.into_iter().find_map(|text| text.as_str());
                 if let (true, Some(text)) = (serious, text) {
-                    message = Some(text.trim().to_owned());
+                    message = Some(one_line(text));
                 }
             }
             Err(_) => rest.push(line.trim()),
@@ -278,9 +279,27 @@ fn last_error(log: &str) -> String {
     })
 }
 
+/// runc has a second line to say where criu's log is; after an empty one youki lists its stack.
+fn one_line(text: &str) -> String {
+    let lines = text.trim().lines().map(str::trim).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(": ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_one_line_and_without_a_stack() {
+        let runc =
+            r#"{"level":"error","msg":"criu failed: type DUMP errno 0\nlog file: /w/dump.log","time":"t"}"#;
+        assert_eq!(last_error(runc), "criu failed: type DUMP errno 0: log file: /w/dump.log");
+        let youki =
+            r#"{"level":"ERROR","message":"not found in $PATH\n\nStack backtrace:\n   0: <unknown>"}"#;
+        assert_eq!(last_error(youki), "not found in $PATH");
+        let nested = r#"{"level":"ERROR","fields":{"message":"no such container"}}"#;
+        assert_eq!(last_error(nested), "no such container");
+    }
 
     #[test]
     fn the_last_json_error_is_the_message() {

@@ -67,6 +67,11 @@ pub(crate) fn refusal<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> Failure {
     }
 }
 
+/// The OCI runtime under test, by the node's configuration file: `WEFT_TEST_RUNTIME`, a name in `PATH` or a path.
+pub(crate) fn oci_runtime() -> String {
+    std::env::var("WEFT_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
+}
+
 /// Polls until `state` holds.
 pub(crate) async fn until(what: &str, mut state: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
@@ -94,6 +99,8 @@ impl Shim {
         }
         std::fs::copy("/bin/busybox", image.join("busybox")).unwrap();
         std::os::unix::fs::symlink("busybox", image.join("sh")).unwrap();
+        let config = format!("[runtime]\nbinary = {:?}\n", oci_runtime());
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
         let (process, task) = Shim::start(dir.path()).await;
         Shim { dir, process, task, seen: Arc::default(), _events: None }
     }
@@ -106,7 +113,7 @@ impl Shim {
             .args(["-namespace", "weft-test", "-id", "weft-test-shim", "-address", "/nowhere"])
             .env("WEFT_RUN_DIR", dir.join("run"))
             .env("WEFT_RUNTIME_ROOT", dir.join("runtime"))
-            .env("WEFT_CONFIG", "")
+            .env("WEFT_CONFIG", dir.join("config.toml"))
             .env("TTRPC_ADDRESS", dir.join("events.sock"))
             .current_dir(dir)
             .stdin(OwnedFd::from(listener))
@@ -127,7 +134,7 @@ impl Shim {
             .arg("delete")
             .env("WEFT_RUN_DIR", self.dir.path().join("run"))
             .env("WEFT_RUNTIME_ROOT", self.dir.path().join("runtime"))
-            .env("WEFT_CONFIG", "")
+            .env("WEFT_CONFIG", self.dir.path().join("config.toml"))
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");

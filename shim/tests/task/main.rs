@@ -60,6 +60,24 @@ async fn a_task_lives_and_its_life_is_told_in_order() {
 }
 
 #[tokio::test]
+async fn the_runtime_of_the_configuration_makes_the_containers() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("runtime", "true");
+    shim.task.create(context(), &shim.create_request(&bundle)).await.unwrap();
+    // What only this runtime keeps of a container.
+    let own = match oci_runtime().rsplit('/').next().unwrap() {
+        "runc" => "state.json",
+        "crun" => "status",
+        "youki" => "youki_config.json",
+        other => panic!("not known: {other}"),
+    };
+    let folder = shim.dir.path().join("runtime/weft-test").join(&bundle.id);
+    let kept: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|file| file.file_name()).collect();
+    assert!(kept.iter().any(|name| name == own), "{kept:?}");
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
 async fn nothing_of_a_fast_exit_is_lost() {
     let shim = Shim::new().await;
     let bundle = shim.bundle("fast", "head -c 8388608 /dev/zero; head -c 100000 /dev/zero >&2");
@@ -341,7 +359,7 @@ async fn a_failed_creation_says_why_and_leaves_nothing() {
     shim.run(&running).await;
     let mut request = exec_request(&running, "bad", "");
     let spec = request.spec.as_mut().unwrap();
-    spec.value = br#"{"cwd":"/","args":["/nope"],"user":{"uid":0,"gid":0}}"#.to_vec();
+    spec.value = br#"{"cwd":"/","args":["/nope"],"env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#.to_vec();
     shim.task.exec(context(), &request).await.unwrap();
     let (_, message) = refusal(shim.start_task(&running, "bad").await);
     assert!(message.starts_with("exec: ") && message.contains("/nope"), "{message}");
