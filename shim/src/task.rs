@@ -12,6 +12,7 @@ mod counters;
 mod create;
 mod error;
 mod exec;
+mod logging;
 mod metrics_v1;
 mod metrics_v2;
 mod oom;
@@ -20,6 +21,7 @@ mod record;
 mod rootfs;
 mod stdio;
 mod streams;
+mod target;
 
 use std::collections::HashMap;
 use std::future::Future;

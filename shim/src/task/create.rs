@@ -114,7 +114,7 @@ async fn launch(
     if options.no_new_keyring {
         switches.push("--no-new-keyring");
     }
-    let streams = Streams::open(&init.paths, bundle, owner)?;
+    let streams = Streams::open(init, context, bundle, owner).await?;
     let launch = Launch {
         id: &init.id,
         pid_file: &bundle.join(PID_FILE),

@@ -115,12 +115,11 @@ impl Error {
             Error::NotFound { .. } | Error::Finished => Code::NOT_FOUND,
             Error::Exists { .. } => Code::ALREADY_EXISTS,
             Error::State { .. } => Code::FAILED_PRECONDITION,
-            Error::Invalid { .. } | Error::Decode { .. } | Error::Rootfs(rootfs::Error::Target { .. }) => {
-                Code::INVALID_ARGUMENT
-            }
-            Error::Unsupported(_)
-            | Error::Stdio(stdio::Error::Scheme { .. })
-            | Error::Rootfs(rootfs::Error::Option { .. }) => Code::UNIMPLEMENTED,
+            Error::Invalid { .. }
+            | Error::Decode { .. }
+            | Error::Stdio(stdio::Error::Address(_))
+            | Error::Rootfs(rootfs::Error::Target { .. }) => Code::INVALID_ARGUMENT,
+            Error::Unsupported(_) | Error::Rootfs(rootfs::Error::Option { .. }) => Code::UNIMPLEMENTED,
             Error::Detach(_)
             | Error::Bundle { .. }
             | Error::Adapt { .. }
@@ -140,6 +139,7 @@ impl From<Error> for ttrpc::Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::Target;
     use super::*;
 
     #[test]
@@ -161,9 +161,9 @@ mod tests {
             ),
             (Error::Unsupported("checkpoint"), Code::UNIMPLEMENTED, "checkpoint is not supported"),
             (
-                Error::Stdio(stdio::Error::Scheme { url: "binary:///x".into() }),
-                Code::UNIMPLEMENTED,
-                "stdio \"binary:///x\": only fifos and file:// are supported",
+                Error::Stdio(stdio::Error::Address(Target::parse("x:///y").unwrap_err())),
+                Code::INVALID_ARGUMENT,
+                "stdio \"x:///y\": got scheme \"x\", want a path or scheme fifo, file, binary or binary-v2",
             ),
             (
                 Error::Oci(oci::Error::Refused { verb: "create", message: "no".into() }),

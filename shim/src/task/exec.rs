@@ -71,7 +71,7 @@ impl Container {
     async fn launch_exec(&self, exec: &Process) -> Result<Child, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pid_file = self.bundle.join(format!("exec-{}.pid", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let streams = Streams::open(&exec.paths, &self.bundle, self.owner)?;
+        let streams = Streams::open(exec, &self.context, &self.bundle, self.owner).await?;
         let launch = Launch {
             id: &self.id,
             pid_file: &pid_file,

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio as Descriptor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +24,10 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::TaskContext;
+use super::logging::{self, Logger, Outputs};
+use super::process::Process;
+use super::target::{self, Target};
 use crate::oci::Descriptors;
 
 /// One read; a fifo takes four of them before it is full.
@@ -36,9 +40,9 @@ const UNREAD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 pub(crate) struct Paths {
     /// A fifo.
     pub(crate) stdin: String,
-    /// A fifo, a file to append to, or a `file://` URL.
+    /// A fifo, a file to append to, a `file://` URL, or that of a logging binary, which then takes the errors too.
     pub(crate) stdout: String,
-    /// The same; unused with a terminal.
+    /// A fifo, a file or a `file://` URL; unused with a terminal or a logging binary.
     pub(crate) stderr: String,
     /// The process has a terminal.
     pub(crate) terminal: bool,
@@ -47,12 +51,12 @@ pub(crate) struct Paths {
 /// Why streams cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A URL that is neither a fifo nor a file.
-    #[error("stdio {url:?}: only fifos and file:// are supported")]
-    Scheme {
-        /// The URL.
-        url: String,
-    },
+    /// A URL that cannot be used for this stream.
+    #[error(transparent)]
+    Address(#[from] target::Unusable),
+    /// The program that should take the output.
+    #[error(transparent)]
+    Logging(#[from] logging::Error),
     /// The fifo or file cannot be opened.
     #[error("open stdio {}", path.display())]
     Open {
@@ -73,8 +77,17 @@ pub(crate) enum Error {
 #[derive(Debug)]
 pub(crate) struct Opened {
     stdin: Option<Input>,
-    stdout: Sink,
-    stderr: Sink,
+    output: Output,
+}
+
+#[derive(Debug)]
+enum Output {
+    Copied {
+        stdout: Sink,
+        stderr: Sink,
+    },
+    /// The process and its logging binary share pipes.
+    Logged(Logger, Outputs),
 }
 
 /// The running copies of one process.
@@ -84,6 +97,7 @@ pub(crate) struct Stdio {
     held: Mutex<Option<File>>,
     input: Option<AbortHandle>,
     output: tokio::sync::Mutex<Copies>,
+    logger: tokio::sync::Mutex<Option<Logger>>,
     master: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
@@ -102,21 +116,37 @@ enum Sink {
 }
 
 impl Opened {
-    /// Opens what `paths` names; nothing here waits for a client.
-    pub(crate) fn new(paths: &Paths) -> Result<Opened, Error> {
-        Ok(Opened {
-            stdin: open_input(&paths.stdin)?,
-            stdout: open_sink(&paths.stdout)?,
-            stderr: if paths.terminal { Sink::Null } else { open_sink(&paths.stderr)? },
-        })
+    /// Opens what the client wants connected to `process`; nothing here waits for a client, only for a logging binary.
+    pub(crate) async fn new(process: &Process, context: &TaskContext) -> Result<Opened, Error> {
+        let paths = &process.paths;
+        let stdin = open_input(&paths.stdin)?;
+        let stdout = Target::parse(&paths.stdout)?;
+        if let Target::Binary(binary) = stdout {
+            let (logger, ends) = Logger::start(&binary, context, &process.id).await?;
+            return Ok(Opened { stdin, output: Output::Logged(logger, ends) });
+        }
+        let stdout = open_sink(&paths.stdout, stdout)?;
+        let stderr = match paths.terminal {
+            true => Sink::Null,
+            false => open_sink(&paths.stderr, Target::parse(&paths.stderr)?)?,
+        };
+        Ok(Opened { stdin, output: Output::Copied { stdout, stderr } })
     }
 
     /// Joins the client's ends to new pipes, which belong to `owner` so that the process may open them again through
     /// `/proc/self/fd`.
     pub(crate) fn pipes(self, owner: (Uid, Gid)) -> Result<(Stdio, Descriptors), Error> {
-        let mut output = Copies::new();
-        let stdout = pipe_out(self.stdout, owner, &mut output)?;
-        let stderr = Some(pipe_out(self.stderr, owner, &mut output)?);
+        let mut copies = Copies::new();
+        let (stdout, stderr, logger) = match self.output {
+            Output::Copied { stdout, stderr } => {
+                (pipe_out(stdout, owner, &mut copies)?, pipe_out(stderr, owner, &mut copies)?, None)
+            }
+            Output::Logged(logger, ends) => {
+                give(&ends.stdout, owner)?;
+                give(&ends.stderr, owner)?;
+                (ends.stdout.into(), ends.stderr.into(), Some(logger))
+            }
+        };
         let (mut held, mut input, mut stdin) = (None, None, Descriptor::null());
         if let Some(client) = self.stdin {
             let (theirs, ours) = pipe(owner)?;
@@ -125,24 +155,36 @@ impl Opened {
             input = Some(spawn_input(client.fifo, Arc::new(ours)));
             stdin = theirs.into();
         }
-        let stdio =
-            Stdio { held: Mutex::new(held), input, output: tokio::sync::Mutex::new(output), master: None };
-        Ok((stdio, Descriptors { stdin, stdout, stderr }))
+        let stdio = Stdio {
+            held: Mutex::new(held),
+            input,
+            output: tokio::sync::Mutex::new(copies),
+            logger: tokio::sync::Mutex::new(logger),
+            master: None,
+        };
+        Ok((stdio, Descriptors { stdin, stdout, stderr: Some(stderr) }))
     }
 
     /// Joins the client's ends to a terminal's master.
     pub(crate) fn terminal(self, master: OwnedFd) -> Result<Stdio, Error> {
         let master =
             Arc::new(register(master, Interest::READABLE | Interest::WRITABLE).map_err(Error::Terminal)?);
-        let mut output = Copies::new();
-        output.spawn(Arc::clone(&master), self.stdout);
+        let (stdout, logger) = match self.output {
+            Output::Copied { stdout, .. } => (stdout, None),
+            Output::Logged(logger, ends) => {
+                let stdout = register(ends.stdout, Interest::WRITABLE).map_err(Error::Pipe)?;
+                (Sink::Stream(Arc::new(stdout)), Some(logger))
+            }
+        };
+        let mut copies = Copies::new();
+        copies.spawn(Arc::clone(&master), stdout);
         let (mut held, mut input) = (None, None);
         if let Some(client) = self.stdin {
             held = Some(client.held);
             input = Some(spawn_input(client.fifo, Arc::clone(&master)));
         }
-        let output = tokio::sync::Mutex::new(output);
-        Ok(Stdio { held: Mutex::new(held), input, output, master: Some(master) })
+        let (output, logger) = (tokio::sync::Mutex::new(copies), tokio::sync::Mutex::new(logger));
+        Ok(Stdio { held: Mutex::new(held), input, output, logger, master: Some(master) })
     }
 }
 
@@ -175,6 +217,9 @@ impl Stdio {
         if timeout(limit, output.ended.recv()).await.is_err() {
             log::warn!("output is still open or unread {limit:?} after the exit: the rest is dropped");
             output.tasks.shutdown().await;
+        }
+        if let Some(logger) = &mut *self.logger.lock().await {
+            logger.end(limit).await;
         }
     }
 
@@ -229,7 +274,7 @@ nix::ioctl_read_bad!(
     libc::c_int
 );
 
-fn unread(fd: &OwnedFd) -> i32 {
+pub(super) fn unread(fd: &OwnedFd) -> i32 {
     let mut bytes = 0;
     // SAFETY: the request writes one int, and that is what it gets.
     let answer = unsafe { fionread(fd.as_raw_fd(), &mut bytes) };
@@ -306,11 +351,16 @@ fn pipe_out(sink: Sink, owner: (Uid, Gid), copies: &mut Copies) -> Result<Descri
 /// The reading end, then the writing end.
 fn pipe(owner: (Uid, Gid)) -> Result<(OwnedFd, OwnedFd), Error> {
     let ends = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Pipe(errno.into()))?;
-    if !owner.0.is_root() || owner.1.as_raw() != 0 {
-        nix::unistd::fchown(&ends.0, Some(owner.0), Some(owner.1))
-            .map_err(|errno| Error::Pipe(errno.into()))?;
-    }
+    give(&ends.0, owner)?;
     Ok(ends)
+}
+
+/// Both ends of a pipe have one owner.
+fn give(end: &OwnedFd, (user, group): (Uid, Gid)) -> Result<(), Error> {
+    if user.is_root() && group.as_raw() == 0 {
+        return Ok(());
+    }
+    nix::unistd::fchown(end, Some(user), Some(group)).map_err(|errno| Error::Pipe(errno.into()))
 }
 
 /// For a descriptor of our own: the open file becomes non-blocking.
@@ -326,44 +376,39 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn open_input(url: &str) -> Result<Option<Input>, Error> {
-    if url.is_empty() {
-        return Ok(None);
-    }
-    let path = Path::new(url.strip_prefix("fifo://").unwrap_or(url));
-    if url.contains("://") && !url.starts_with("fifo://") {
-        return Err(Error::Scheme { url: url.to_owned() });
-    }
-    let failed = |source| Error::Open { path: path.to_owned(), source };
+fn open_input(address: &str) -> Result<Option<Input>, Error> {
+    let path = match Target::parse(address)? {
+        Target::Null => return Ok(None),
+        Target::Path(path) => path,
+        Target::File(_) | Target::Binary(_) => return Err(Target::refuse(address, "a fifo").into()),
+    };
+    let failed = |source| Error::Open { path: path.clone(), source };
     // The reader first: a writer that must not wait needs one.
-    let reader = nonblocking().read(true).open(path).map_err(failed)?;
+    let reader = nonblocking().read(true).open(&path).map_err(failed)?;
     if !reader.metadata().map_err(failed)?.file_type().is_fifo() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")));
     }
-    let held = nonblocking().write(true).open(path).map_err(failed)?;
+    let held = nonblocking().write(true).open(&path).map_err(failed)?;
     let fifo = register(reader.into(), Interest::READABLE).map_err(failed)?;
     Ok(Some(Input { fifo, held }))
 }
 
-fn open_sink(url: &str) -> Result<Sink, Error> {
-    if url.is_empty() {
-        return Ok(Sink::Null);
-    }
-    let (path, create) = match url.split_once("://") {
-        None => (Path::new(url), false),
-        Some(("fifo", path)) => (Path::new(path), false),
-        Some(("file", path)) => (Path::new(path), true),
-        Some(_) => return Err(Error::Scheme { url: url.to_owned() }),
+fn open_sink(address: &str, target: Target) -> Result<Sink, Error> {
+    let (path, create) = match target {
+        Target::Null => return Ok(Sink::Null),
+        Target::Path(path) => (path, false),
+        Target::File(path) => (path, true),
+        Target::Binary(_) => return Err(Target::refuse(address, "the same address for stdout").into()),
     };
-    let failed = |source| Error::Open { path: path.to_owned(), source };
-    if create {
-        return File::options().append(true).create(true).open(path).map(Sink::File).map_err(failed);
+    let failed = |source| Error::Open { path: path.clone(), source };
+    if create && let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    let is_fifo = std::fs::metadata(path).map_err(failed)?.file_type().is_fifo();
-    if !is_fifo {
-        return File::options().append(true).open(path).map(Sink::File).map_err(failed);
+    if create || !std::fs::metadata(&path).map_err(failed)?.file_type().is_fifo() {
+        let file = File::options().append(true).create(create).open(&path);
+        return file.map(Sink::File).map_err(failed);
     }
-    let fifo = nonblocking().read(true).write(true).open(path).map_err(failed)?;
+    let fifo = nonblocking().read(true).write(true).open(&path).map_err(failed)?;
     Ok(Sink::Stream(Arc::new(register(fifo.into(), Interest::WRITABLE).map_err(failed)?)))
 }
 

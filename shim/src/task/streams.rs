@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
 
+use super::TaskContext;
 use super::console::Console;
-use super::stdio::{Error, Opened, Paths, Stdio};
+use super::process::Process;
+use super::stdio::{Error, Opened, Stdio};
 use crate::oci::Descriptors;
 
 /// Both sides of a process's streams, before the OCI runtime runs.
@@ -25,9 +27,14 @@ pub(super) enum Client {
 }
 
 impl Streams {
-    pub(super) fn open(paths: &Paths, bundle: &Path, owner: (Uid, Gid)) -> Result<Streams, Error> {
-        let opened = Opened::new(paths)?;
-        if paths.terminal {
+    pub(super) async fn open(
+        process: &Process,
+        context: &TaskContext,
+        bundle: &Path,
+        owner: (Uid, Gid),
+    ) -> Result<Streams, Error> {
+        let opened = Opened::new(process, context).await?;
+        if process.paths.terminal {
             let console = Console::listen(bundle).map_err(Error::Terminal)?;
             let client = Client::Terminal(opened, console);
             return Ok(Streams { descriptors: Descriptors::none(), client });
