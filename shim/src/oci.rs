@@ -101,6 +101,19 @@ impl Runtime {
         self.launch(reaper, "create", args, launch).await
     }
 
+    /// Makes a container and its processes from a checkpoint; they run. `args` say where it is.
+    pub(crate) async fn restore(
+        &self,
+        reaper: &Arc<Reaper>,
+        bundle: &Path,
+        mut args: Vec<OsString>,
+        launch: Launch<'_>,
+    ) -> Result<Child, Error> {
+        // Orphans are this process's to reap, not the runtime's, which ends.
+        args.extend(["--detach".into(), "--no-subreaper".into(), "--bundle".into(), bundle.into()]);
+        self.launch(reaper, "restore", args, launch).await
+    }
+
     /// Starts one more process, described by the JSON of an OCI `process`.
     pub(crate) async fn exec(
         &self,
@@ -127,6 +140,17 @@ impl Runtime {
     /// Thaws all processes.
     pub(crate) async fn resume(&self, reaper: &Reaper, id: &str) -> Result<(), Error> {
         self.run(reaper, "resume", &[id]).await
+    }
+
+    /// Writes the state of all processes to disk, as `args` say.
+    pub(crate) async fn checkpoint(
+        &self,
+        reaper: &Reaper,
+        id: &str,
+        mut args: Vec<OsString>,
+    ) -> Result<(), Error> {
+        args.push(id.into());
+        self.run(reaper, "checkpoint", &args).await
     }
 
     /// Sets resource limits, the JSON of OCI `linux.resources`.

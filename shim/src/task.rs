@@ -6,8 +6,10 @@
 //! [`Tasks`] is what there is; [`services`] is how clients reach it.
 
 mod cgroup;
+mod checkpoint;
 mod console;
 mod container;
+mod copies;
 mod counters;
 mod create;
 mod error;
@@ -288,8 +290,10 @@ impl Task for Service {
         Ok(Empty::default())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unsupported("checkpoint").into())
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        let container = self.tasks.get(&request.id)?;
+        detached(async move { container.checkpoint(&request).await }).await?;
+        Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::types::task::{ProcessInfo, Status};
@@ -20,6 +20,7 @@ use protobuf::well_known_types::any::Any;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
+use super::checkpoint::Images;
 use super::error::Error;
 use super::process::{Phase, Process};
 use super::record::Record;
@@ -45,7 +46,12 @@ pub(super) struct Container {
     pub(super) owner: (Uid, Gid),
     /// The PID namespace is shared: nobody else kills what the first process leaves.
     pub(super) shares_pids: bool,
-    pub(super) cgroup: Option<Cgroup>,
+    /// As its configuration spells it.
+    pub(super) cgroups_path: String,
+    /// For the OCI runtime: `--no-pivot` and the like.
+    pub(super) switches: Vec<&'static str>,
+    /// Where its first process comes from, if not from the bundle.
+    pub(super) checkpoint: Option<Images>,
     pub(super) init: Process,
     /// What changes after the creation.
     pub(super) life: Life,
@@ -55,18 +61,33 @@ pub(super) struct Container {
 #[derive(Debug, Default)]
 pub(super) struct Life {
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Known once there is a process.
+    cgroup: OnceLock<Cgroup>,
     /// Held by what runs the OCI runtime on the container as a whole.
-    changing: tokio::sync::Mutex<()>,
+    pub(super) changing: tokio::sync::Mutex<()>,
     pub(super) paused: AtomicBool,
     /// The counters when the first process ended: systemd removes an empty cgroup at once.
     last_metrics: Mutex<Option<Any>>,
 }
 
+impl Life {
+    /// Called once, with the first process's.
+    pub(super) fn found(&self, cgroup: Option<Cgroup>) {
+        if cgroup.is_some_and(|cgroup| self.cgroup.set(cgroup).is_err()) {
+            log::error!("a container has got two cgroups");
+        }
+    }
+}
+
 impl Container {
+    fn cgroup(&self) -> Option<&Cgroup> {
+        self.life.cgroup.get()
+    }
+
     /// Follows the first process to its end.
     pub(super) fn follow(self: &Arc<Self>, mut child: Child) {
         let container = Arc::clone(self);
-        let watch = self.cgroup.clone().map(|cgroup| {
+        let watch = self.cgroup().cloned().map(|cgroup| {
             let container = Arc::clone(self);
             tokio::spawn(async move { oom::watch(&cgroup, || container.ran_out_of_memory()).await })
         });
@@ -84,12 +105,16 @@ impl Container {
     }
 
     /// Starts the first process.
-    pub(super) async fn start(&self) -> Result<u32, Error> {
+    pub(super) async fn start(self: &Arc<Self>) -> Result<u32, Error> {
         let _gate = self.init.gate.lock().await;
         self.init.begin_start()?;
-        if let Err(err) = self.runtime.start(&self.context.reaper, &self.id).await {
+        let started = match &self.checkpoint {
+            Some(images) => self.restore(images).await,
+            None => self.runtime.start(&self.context.reaper, &self.id).await.map_err(Error::from),
+        };
+        if let Err(err) = started {
             self.init.enter(Phase::Created);
-            return Err(err.into());
+            return Err(err);
         }
         self.init.enter(Phase::Running);
         let pid = self.init.pid();
@@ -105,7 +130,7 @@ impl Container {
 
     async fn init_ended(&self, exit: Exit) {
         if self.shares_pids
-            && let Some(cgroup) = &self.cgroup
+            && let Some(cgroup) = self.cgroup()
         {
             cgroup.kill(DEATH).await;
         }
@@ -140,8 +165,12 @@ impl Container {
     /// Removes the container, except from the table of tasks. A first process that still waits for its start is killed.
     pub(super) async fn delete(&self) -> Result<Exit, Error> {
         let _changing = self.life.changing.lock().await;
-        if self.init.deletable()? == Phase::Created {
-            self.signal_init(libc::SIGKILL)?;
+        match self.init.deletable()? {
+            Phase::Created if self.init.pid() == 0 => {
+                self.init.enter(Phase::Stopped(Exit { status: 0, at: SystemTime::now() }));
+            }
+            Phase::Created => self.signal_init(libc::SIGKILL)?,
+            _ => {}
         }
         let exit = self.init.stopped().await;
         let drained = async {
@@ -178,7 +207,7 @@ impl Container {
                 Phase::Stopped(_) => Err(Error::Finished),
             };
         }
-        match &self.cgroup {
+        match self.cgroup() {
             Some(cgroup) if all && self.signal_init(0).is_ok() && cgroup.signal(number) => {}
             _ => self.signal_init(number)?,
         }
@@ -253,8 +282,7 @@ impl Container {
     /// The counters; after the end those of the end.
     pub(super) fn metrics(&self) -> Result<Any, Error> {
         let live = self
-            .cgroup
-            .as_ref()
+            .cgroup()
             .map_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::NotFound)), Cgroup::metrics);
         live.or_else(|err| self.last_metrics().clone().ok_or(err))
             .map_err(|err| self.kernel("read the counters of", err))
@@ -271,7 +299,7 @@ impl Container {
     /// processes for one that was never made, removes it, and its exit code is lost (`shouldCleanupShim` in
     /// core/runtime/v2/shim_load.go). A container that has ended is still there until it is deleted.
     pub(super) fn processes(&self) -> Vec<ProcessInfo> {
-        let mut pids = self.cgroup.as_ref().map(Cgroup::pids).unwrap_or_default();
+        let mut pids = self.cgroup().map(Cgroup::pids).unwrap_or_default();
         if pids.is_empty() {
             pids.push(self.init.pid());
         }

@@ -1,5 +1,6 @@
 //! Makes a container: configuration, root file system, streams, OCI runtime. What was done is undone on failure.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +15,13 @@ use serde_json::Value;
 
 use super::TaskContext;
 use super::cgroup::Cgroup;
+use super::checkpoint::{Images, default_work};
 use super::container::{Container, Life};
 use super::error::Error;
 use super::process::Process;
 use super::record::{self, PID_FILE, Record};
 use super::rootfs;
-use super::stdio::{Paths, Stdio};
+use super::stdio::Paths;
 use super::streams::Streams;
 use crate::oci::{Launch, Runtime};
 use crate::reaper::Child;
@@ -27,6 +29,9 @@ use crate::standalone;
 
 /// The one type of options that is read. Others come from a client that configures another runtime, and say nothing.
 const OPTIONS: &str = "containerd.runc.v1.Options";
+
+/// For a root file system on a ramdisk; restoring knows it too.
+const NO_PIVOT: &str = "--no-pivot";
 
 /// What a container's configuration says that concerns its shim.
 struct Spec {
@@ -39,9 +44,6 @@ pub(super) async fn create(
     context: Arc<TaskContext>,
     request: &CreateTaskRequest,
 ) -> Result<Arc<Container>, Error> {
-    if !request.checkpoint.is_empty() {
-        return Err(Error::Unsupported("restoring from a checkpoint"));
-    }
     if !is_name(&request.id) {
         return Err(Error::Invalid { field: "id", got: request.id.clone(), want: "the name of a folder" });
     }
@@ -72,62 +74,86 @@ async fn make(
     remove_stale(&bundle.join(PID_FILE))?;
     let rootfs = bundle.join("rootfs");
     rootfs::mount_all(&request.rootfs, &rootfs)?;
-    let owner = (Uid::from_raw(options.io_uid), Gid::from_raw(options.io_gid));
-    let init = Process::first(request.id.clone(), paths(request));
-    let (child, stdio) = match launch(&context, &runtime, options, &bundle, &init, owner).await {
-        Ok(made) => made,
-        Err(err) => {
-            undo(&context, &runtime, &request.id, &rootfs).await;
-            return Err(err);
-        }
-    };
-    init.made(child.pid, stdio);
-    let cgroup = cgroup(child.pid, &spec);
     let container = Arc::new(Container {
         id: request.id.clone(),
-        bundle,
         context,
         runtime,
-        owner,
+        owner: (Uid::from_raw(options.io_uid), Gid::from_raw(options.io_gid)),
+        switches: switches(options),
+        checkpoint: images(request, options, &bundle),
+        bundle,
         shares_pids: spec.shares_pids,
-        cgroup,
-        init,
+        cgroups_path: spec.cgroups_path,
+        init: Process::first(request.id.clone(), paths(request)),
         life: Life::default(),
     });
+    let made = match &container.checkpoint {
+        Some(_) => None,
+        None => match container.launch().await {
+            Ok(child) => Some(child),
+            Err(err) => {
+                undo(&container, &rootfs).await;
+                return Err(err);
+            }
+        },
+    };
     publish(&container, request);
-    container.follow(child);
+    if let Some(child) = made {
+        container.follow(child);
+    }
     Ok(container)
 }
 
-async fn launch(
-    context: &TaskContext,
-    runtime: &Runtime,
-    options: &Options,
-    bundle: &Path,
-    init: &Process,
-    owner: (Uid, Gid),
-) -> Result<(Child, Stdio), Error> {
-    let mut switches = Vec::new();
-    if options.no_pivot_root {
-        switches.push("--no-pivot");
+impl Container {
+    /// Has the OCI runtime make the first process, from the bundle or from a checkpoint, and connects it.
+    pub(super) async fn launch(&self) -> Result<Child, Error> {
+        let streams = Streams::open(&self.init, &self.context, &self.bundle, self.owner).await?;
+        let launch = Launch {
+            id: &self.id,
+            pid_file: &self.bundle.join(PID_FILE),
+            console_socket: streams.client.socket(),
+            descriptors: streams.descriptors,
+        };
+        let (runtime, reaper) = (&self.runtime, &self.context.reaper);
+        let child = match &self.checkpoint {
+            None => runtime.create(reaper, &self.bundle, &self.switches, launch).await?,
+            Some(images) => {
+                let mut args: Vec<OsString> = vec!["--image-path".into(), images.folder.clone().into()];
+                args.extend(["--work-path".into(), images.work.clone().into()]);
+                if !images.parent.is_empty() {
+                    args.extend(["--parent-path".into(), images.parent.clone().into()]);
+                }
+                args.extend(self.switches.iter().filter(|name| **name == NO_PIVOT).map(OsString::from));
+                runtime.restore(reaper, &self.bundle, args, launch).await?
+            }
+        };
+        let stdio = streams.client.connect(child.pid).await?;
+        self.init.made(child.pid, stdio);
+        self.life.found(cgroup(child.pid, &self.cgroups_path));
+        Ok(child)
     }
-    if options.no_new_keyring {
-        switches.push("--no-new-keyring");
-    }
-    let streams = Streams::open(init, context, bundle, owner).await?;
-    let launch = Launch {
-        id: &init.id,
-        pid_file: &bundle.join(PID_FILE),
-        console_socket: streams.client.socket(),
-        descriptors: streams.descriptors,
-    };
-    let child = runtime.create(&context.reaper, bundle, &switches, launch).await?;
-    let stdio = streams.client.connect(child.pid).await?;
-    Ok((child, stdio))
 }
 
-async fn undo(context: &TaskContext, runtime: &Runtime, id: &str, rootfs: &Path) {
-    if let Err(err) = runtime.delete(&context.reaper, id).await {
+fn switches(options: &Options) -> Vec<&'static str> {
+    let all = [(options.no_pivot_root, NO_PIVOT), (options.no_new_keyring, "--no-new-keyring")];
+    all.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name).collect()
+}
+
+fn images(request: &CreateTaskRequest, options: &Options, bundle: &Path) -> Option<Images> {
+    let work = match options.criu_work_path.as_str() {
+        "" => default_work(bundle),
+        path => path.into(),
+    };
+    (!request.checkpoint.is_empty()).then(|| Images {
+        folder: request.checkpoint.clone().into(),
+        parent: request.parent_checkpoint.clone(),
+        work,
+    })
+}
+
+async fn undo(container: &Container, rootfs: &Path) {
+    let id = &container.id;
+    if let Err(err) = container.runtime.delete(&container.context.reaper, id).await {
         log::warn!("undo the creation of {id:?}: {}", crate::error::chain(&err));
     }
     if let Err(err) = rootfs::unmount(rootfs) {
@@ -148,6 +174,7 @@ fn publish(container: &Container, request: &CreateTaskRequest) {
         bundle: request.bundle.clone(),
         rootfs: request.rootfs.clone(),
         io: MessageField::some(io),
+        checkpoint: request.checkpoint.clone(),
         pid: container.init.pid(),
         ..Default::default()
     };
@@ -201,10 +228,10 @@ async fn prepare_spec(context: &TaskContext, id: &str, bundle: &Path) -> Result<
 }
 
 /// From the process, or, if that is dead already, from the configuration.
-fn cgroup(pid: u32, spec: &Spec) -> Option<Cgroup> {
+fn cgroup(pid: u32, cgroups_path: &str) -> Option<Cgroup> {
     match Cgroup::of(pid) {
         Ok(cgroup) => Some(cgroup),
-        Err(_) if !spec.cgroups_path.is_empty() => Some(Cgroup::at(&spec.cgroups_path)),
+        Err(_) if !cgroups_path.is_empty() => Some(Cgroup::at(cgroups_path)),
         Err(err) => {
             log::warn!("cgroup of process {pid}: {err}");
             None

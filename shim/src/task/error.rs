@@ -63,9 +63,6 @@ pub(crate) enum Error {
         /// Where it went wrong.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A request that this shim has no code for.
-    #[error("{0} is not supported")]
-    Unsupported(&'static str),
     /// A file of the bundle.
     #[error("{op} {}", path.display())]
     Bundle {
@@ -119,7 +116,7 @@ impl Error {
             | Error::Decode { .. }
             | Error::Stdio(stdio::Error::Address(_))
             | Error::Rootfs(rootfs::Error::Target { .. }) => Code::INVALID_ARGUMENT,
-            Error::Unsupported(_) | Error::Rootfs(rootfs::Error::Option { .. }) => Code::UNIMPLEMENTED,
+            Error::Rootfs(rootfs::Error::Option { .. }) => Code::UNIMPLEMENTED,
             Error::Detach(_)
             | Error::Bundle { .. }
             | Error::Adapt { .. }
@@ -159,7 +156,6 @@ mod tests {
                 Code::INVALID_ARGUMENT,
                 "signal: got \"0\", want 1 to 64",
             ),
-            (Error::Unsupported("checkpoint"), Code::UNIMPLEMENTED, "checkpoint is not supported"),
             (
                 Error::Stdio(stdio::Error::Address(Target::parse("x:///y").unwrap_err())),
                 Code::INVALID_ARGUMENT,

@@ -25,7 +25,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::TaskContext;
-use super::stdio::{register, unread};
+use super::copies::unread;
+use super::stdio::register;
 use super::target::Binary;
 use crate::reaper::{Exit, Reaper};
 

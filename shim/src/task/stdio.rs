@@ -4,12 +4,10 @@
 //! block it. Output fifos are opened for reading too, so that there is always a reader: no `EPIPE` without a client,
 //! and no end of file for the next one. Of an input fifo a writing end is held until `CloseIO`: end of file comes when
 //! that one and all clients are gone, as fifo(7) has it. What a fifo does not take waits in the pipe.
-//!
-//! A buffer exists only while data flows: an idle process costs descriptors, not memory.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Stdio as Descriptor;
@@ -20,20 +18,14 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::task::AbortHandle;
 
 use super::TaskContext;
+use super::copies::{Copies, Sink, spawn_input};
 use super::logging::{self, Logger, Outputs};
 use super::process::Process;
 use super::target::{self, Target};
 use crate::oci::Descriptors;
-
-/// One read; a fifo takes four of them before it is full.
-const BUFFER: usize = 16 * 1024;
-/// Between two looks at a fifo that a client has yet to read: doubled from the first to the second.
-const UNREAD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// What a client wants connected; an empty path is the null device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,14 +97,6 @@ pub(crate) struct Stdio {
 struct Input {
     fifo: AsyncFd<OwnedFd>,
     held: File,
-}
-
-#[derive(Debug)]
-enum Sink {
-    Null,
-    /// A pipe, a fifo or a terminal.
-    Stream(Arc<AsyncFd<OwnedFd>>),
-    File(File),
 }
 
 impl Opened {
@@ -212,12 +196,7 @@ impl Stdio {
     /// Waits until all output is with the client. A process that has outlived its parent may hold the pipes for ever,
     /// and a client may not read: after `limit` the rest is given up.
     pub(crate) async fn drain(&self, limit: Duration) {
-        let mut output = self.output.lock().await;
-        output.last = None;
-        if timeout(limit, output.ended.recv()).await.is_err() {
-            log::warn!("output is still open or unread {limit:?} after the exit: the rest is dropped");
-            output.tasks.shutdown().await;
-        }
+        self.output.lock().await.drain(limit).await;
         if let Some(logger) = &mut *self.logger.lock().await {
             logger.end(limit).await;
         }
@@ -233,109 +212,6 @@ impl Drop for Stdio {
     fn drop(&mut self) {
         self.stop_input();
     }
-}
-
-impl Sink {
-    async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Sink::Null => Ok(()),
-            // Local and bounded by the disk; a regular file is always ready for epoll(7).
-            Sink::File(file) => file.write_all(bytes),
-            Sink::Stream(stream) => {
-                while !bytes.is_empty() {
-                    let mut ready = stream.writable().await?;
-                    match ready.try_io(|fd| nix::unistd::write(fd, bytes).map_err(io::Error::from)) {
-                        Ok(Err(err)) if err.kind() == io::ErrorKind::Interrupted => {}
-                        Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
-                        Err(_) => {}
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Waits until a fifo is empty. What is in it goes when its last descriptor is closed (pipe(7)), and while containerd
-    /// restarts ours is the last. Nothing tells a writer of a reader's progress, so it is looked at, ever more seldom.
-    async fn until_read(&self) {
-        let Sink::Stream(stream) = self else { return };
-        let mut pause = UNREAD.0;
-        while unread(stream.get_ref()) > 0 {
-            sleep(pause).await;
-            pause = (pause * 2).min(UNREAD.1);
-        }
-    }
-}
-
-nix::ioctl_read_bad!(
-    /// Bytes that wait to be read (`ioctl_tty(2)`, which holds for pipes too: pipe(7)).
-    fionread,
-    libc::FIONREAD,
-    libc::c_int
-);
-
-pub(super) fn unread(fd: &OwnedFd) -> i32 {
-    let mut bytes = 0;
-    // SAFETY: the request writes one int, and that is what it gets.
-    let answer = unsafe { fionread(fd.as_raw_fd(), &mut bytes) };
-    answer.map_or(0, |_| bytes)
-}
-
-/// The copies of a process's output.
-#[derive(Debug)]
-struct Copies {
-    /// Ended with this value, and with them the client's ends are closed.
-    tasks: JoinSet<()>,
-    /// Closed when `last` and those of the tasks are: nothing is left to copy.
-    ended: mpsc::Receiver<()>,
-    last: Option<mpsc::Sender<()>>,
-}
-
-impl Copies {
-    fn new() -> Copies {
-        let (last, ended) = mpsc::channel(1);
-        Copies { tasks: JoinSet::new(), ended, last: Some(last) }
-    }
-
-    fn spawn(&mut self, source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
-        let copying = self.last.clone();
-        self.tasks.spawn(async move {
-            copy(source, &mut sink).await;
-            drop(copying);
-            sink.until_read().await;
-        });
-    }
-}
-
-/// Copies until `source` ends. A sink that fails is not a reason to stop reading: the writer would block.
-async fn copy(source: Arc<AsyncFd<OwnedFd>>, sink: &mut Sink) {
-    loop {
-        let Ok(mut ready) = source.readable().await else { return };
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match ready.try_io(|fd| nix::unistd::read(fd, &mut buffer).map_err(io::Error::from)) {
-                Err(_) => break,
-                Ok(Err(err)) if err.kind() == io::ErrorKind::Interrupted => {}
-                // EIO is how a terminal's master says that the last process has closed the other end.
-                Ok(Ok(0) | Err(_)) => return,
-                Ok(Ok(read)) => {
-                    if let Err(err) = sink.write_all(buffer.get(..read).unwrap_or_default()).await {
-                        if err.kind() == io::ErrorKind::BrokenPipe {
-                            return;
-                        }
-                        log::warn!("write output: {err}");
-                        *sink = Sink::Null;
-                    }
-                    // Source and sink may both be ready for ever.
-                    tokio::task::coop::consume_budget().await;
-                }
-            }
-        }
-    }
-}
-
-fn spawn_input(fifo: AsyncFd<OwnedFd>, to: Arc<AsyncFd<OwnedFd>>) -> AbortHandle {
-    tokio::spawn(async move { copy(Arc::new(fifo), &mut Sink::Stream(to)).await }).abort_handle()
 }
 
 fn pipe_out(sink: Sink, owner: (Uid, Gid), copies: &mut Copies) -> Result<Descriptor, Error> {
