@@ -48,8 +48,8 @@ use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 
-pub(crate) use cgroup::metrics;
 use container::Container;
+pub(crate) use counters::Meter;
 pub(crate) use error::Error;
 use process::{Phase, Process};
 pub(crate) use record::{cleanup, is_left};

@@ -513,6 +513,45 @@ async fn the_simple_questions_are_answered() {
     pod.assert_gone();
 }
 
+/// Asked each second by containerd.
+#[tokio::test]
+async fn the_pods_counters_come_from_files_that_stay_open() {
+    let pod = Pod::new();
+    let client = connect(&pod.start()).await;
+    let daemon = created_and_started(&client, &pod.create_own_net(1)).await.pid;
+    let files = || {
+        let links = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().flatten();
+        let mut files: Vec<_> = links
+            .filter_map(|link| Some((link.file_name(), fs::read_link(link.path()).ok()?)))
+            .filter(|(_, target)| target.starts_with("/sys/fs/cgroup"))
+            .collect();
+        files.sort();
+        files
+    };
+    let metrics = async || {
+        let request = api::SandboxMetricsRequest { sandbox_id: pod.id.clone(), ..Default::default() };
+        client.sandbox_metrics(ctx(), &request).await.unwrap().metrics
+    };
+    until("the sandbox is in its cgroup", || files().is_empty());
+    assert!(!metrics().await.data.value.is_empty());
+    let open = files();
+    assert!((10..=48).contains(&open.len()), "{open:?}");
+    for _ in 0..20 {
+        assert!(!metrics().await.data.value.is_empty());
+    }
+    assert_eq!(files(), open, "the same, under the same numbers");
+    stop(&client, &pod).await;
+    until("the cgroup is gone", || pod.cgroups().is_empty());
+    // The kubelet removes what the whole pod used.
+    for folder in open.iter().filter_map(|(_, file)| file.parent()) {
+        until("it is removed", || fs::remove_dir(folder).is_ok() || !folder.exists());
+    }
+    assert!(metrics().await.data.value.is_empty());
+    assert_eq!(files(), []);
+    shutdown(&client, &pod).await;
+    pod.assert_gone();
+}
+
 #[tokio::test]
 async fn a_pod_on_the_nodes_network_stays_there() {
     let pod = Pod::new();

@@ -22,7 +22,7 @@ use ttrpc::{Code, Result};
 
 use super::{Error, Sandbox};
 use crate::error::{chain, status};
-use crate::task::{self, Tasks};
+use crate::task::{Meter, Tasks};
 
 /// The type of an OCI configuration in JSON.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -30,11 +30,12 @@ const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// The type of a cgroup's counters; all fields may be missing.
 const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
-struct Server(Arc<Sandbox>, Arc<Tasks>);
+/// The sandbox, its tasks, and what the pod's cgroup has used.
+struct Server(Arc<Sandbox>, Arc<Tasks>, Meter);
 
 /// The service, ready to be registered with a server.
 pub(crate) fn service(sandbox: Arc<Sandbox>, tasks: Arc<Tasks>) -> HashMap<String, Service> {
-    sandbox_async::create_sandbox(Arc::new(Server(sandbox, tasks)))
+    sandbox_async::create_sandbox(Arc::new(Server(sandbox, tasks, Meter::default())))
 }
 
 impl Error {
@@ -193,7 +194,7 @@ impl sandbox_async::Sandbox for Server {
         self.check(&request.sandbox_id)?;
         let cgroup = self.0.instance().as_ref().and_then(|instance| Some(instance.cgroup()?.pod.clone()));
         let counted = cgroup.and_then(|pod| {
-            let counted = task::metrics(&pod);
+            let counted = self.2.read_at(&pod);
             counted.inspect_err(|err| log::debug!("{}", chain(err))).ok()
         });
         let none = || Any { type_url: METRICS.into(), ..Default::default() };

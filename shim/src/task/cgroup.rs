@@ -1,4 +1,4 @@
-//! The cgroup of a container or a pod: who is in it, and where its counters are.
+//! The cgroup of a container or a pod: where it is, and who is in it.
 //!
 //! cgroup v1 has one hierarchy for each controller, under `/sys/fs/cgroup/<controller>`; v2 has one for all, at
 //! `/sys/fs/cgroup` (cgroups(7)). Everything is read from files; no process is started.
@@ -10,10 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use protobuf::well_known_types::any::Any;
 use tokio::time::{Instant, sleep};
-
-use super::{metrics_v1, metrics_v2};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 /// The controllers of v1 that counters come from; `freezer` is where processes are looked for first, since every
@@ -29,14 +26,6 @@ pub(crate) enum Cgroup {
     V1(BTreeMap<&'static str, PathBuf>),
     /// The folder.
     V2(PathBuf),
-}
-
-/// The counters of the cgroup at `path`, as /proc/self/cgroup spells it, or of a systemd slice by its name.
-///
-/// # Errors
-/// `NotFound` if there is no such cgroup.
-pub(crate) fn metrics(path: &Path) -> io::Result<Any> {
-    Cgroup::at(&path.to_string_lossy()).metrics()
 }
 
 impl Cgroup {
@@ -73,17 +62,6 @@ impl Cgroup {
         }
         let folder = |name: &&'static str| (*name, below(&Path::new(MOUNT).join(name), path));
         Cgroup::V1(CONTROLLERS.iter().map(folder).collect())
-    }
-
-    /// The counters, as `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
-    pub(crate) fn metrics(&self) -> io::Result<Any> {
-        let packed = match self {
-            Cgroup::V1(folders) => {
-                crate::events::any("io.containerd.cgroups.v1", &metrics_v1::read(folders)?)
-            }
-            Cgroup::V2(folder) => crate::events::any("io.containerd.cgroups.v2", &metrics_v2::read(folder)?),
-        };
-        packed.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
     /// All processes, of the cgroups below too. Empty when the cgroup is gone.
@@ -223,10 +201,5 @@ mod tests {
         assert!(!Cgroup::at("/").is_own());
         assert!(!Cgroup::of(std::process::id()).unwrap().is_own());
         assert!(Cgroup::at("/weft-test-nowhere").is_own());
-    }
-
-    #[test]
-    fn a_missing_cgroup_is_not_found() {
-        assert_eq!(metrics(Path::new("/weft-test-nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

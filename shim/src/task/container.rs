@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
 use super::checkpoint::Images;
+use super::counters::Meter;
 use super::error::Error;
 use super::process::{Phase, Process};
 use super::record::Record;
@@ -66,8 +67,8 @@ pub(super) struct Life {
     /// Held by what runs the OCI runtime on the container as a whole.
     pub(super) changing: tokio::sync::Mutex<()>,
     pub(super) paused: AtomicBool,
-    /// The counters when the first process ended: systemd removes an empty cgroup at once.
-    last_metrics: Mutex<Option<Any>>,
+    /// Ended with the first process: systemd removes an empty cgroup at once.
+    meter: Meter,
 }
 
 impl Life {
@@ -98,7 +99,9 @@ impl Container {
                 tokio::task::yield_now().await;
                 watch.abort();
             }
-            container.keep_metrics();
+            if let Some(Err(err)) = container.cgroup().map(|cgroup| container.life.meter.end(cgroup)) {
+                log::debug!("the last counters of {:?}: {err}", container.id);
+            }
             let _gate = container.init.gate.lock().await;
             container.init_ended(exit).await;
         });
@@ -281,18 +284,9 @@ impl Container {
 
     /// The counters; after the end those of the end.
     pub(super) fn metrics(&self) -> Result<Any, Error> {
-        let live = self
-            .cgroup()
-            .map_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::NotFound)), Cgroup::metrics);
-        live.or_else(|err| self.last_metrics().clone().ok_or(err))
-            .map_err(|err| self.kernel("read the counters of", err))
-    }
-
-    fn keep_metrics(&self) {
-        match self.metrics() {
-            Ok(metrics) => *self.last_metrics() = Some(metrics),
-            Err(err) => log::debug!("{}", crate::error::chain(&err)),
-        }
+        let cgroup = self.cgroup().ok_or_else(|| std::io::ErrorKind::NotFound.into());
+        let counted = cgroup.and_then(|cgroup| self.life.meter.read(cgroup));
+        counted.map_err(|err| self.kernel("read the counters of", err))
     }
 
     /// All processes; those of execs carry the exec's id. Never none: after a restart containerd takes a container without
@@ -353,9 +347,5 @@ impl Container {
 
     pub(super) fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
         self.life.execs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn last_metrics(&self) -> MutexGuard<'_, Option<Any>> {
-        self.life.last_metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -110,6 +110,8 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Error::NotFound { .. } | Error::Finished => Code::NOT_FOUND,
+            // A cgroup that is gone.
+            Error::Kernel { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NOT_FOUND,
             Error::Exists { .. } => Code::ALREADY_EXISTS,
             Error::State { .. } => Code::FAILED_PRECONDITION,
             Error::Invalid { .. }

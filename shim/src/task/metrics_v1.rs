@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
@@ -12,30 +11,28 @@ use containerd_shim_protos::cgroups::metrics::{
 };
 use protobuf::MessageField;
 
-use super::counters::{field, huge_page_sizes, keyed, number, text};
+use super::counters::{Folder, field, huge_page_sizes, keyed};
 
 /// The kernel's USER_HZ, which cpuacct.stat counts in, is 100 on every architecture that runs containers.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
 
-pub(super) fn read(folders: &BTreeMap<&'static str, PathBuf>) -> io::Result<Metrics> {
-    // One of them stands for all: the runtime makes and removes them together.
-    let Some(any) = folders.get("memory").or(folders.values().next()) else {
-        return Err(io::ErrorKind::NotFound.into());
-    };
-    std::fs::metadata(any)?;
+pub(super) fn read(folders: &mut BTreeMap<&'static str, Folder>) -> io::Result<Metrics> {
     let mut metrics = Metrics::new();
-    if let Some(folder) = folders.get("pids") {
-        let (current, limit) = (number(folder, "pids.current"), number(folder, "pids.max"));
+    if let Some(folder) = folders.get_mut("pids") {
+        let (current, limit) = (folder.number("pids.current")?, folder.number("pids.max")?);
         // "max" is told as 0 in v1, see the Go package containerd/cgroups.
         let limit = if limit == u64::MAX { 0 } else { limit };
         metrics.pids = MessageField::some(PidsStat { current, limit, ..Default::default() });
     }
-    if let Some(folder) = folders.get("cpuacct") {
-        let throttling = folders.get("cpu").map(|cpu| throttle(&text(cpu, "cpu.stat")));
+    let throttling = match folders.get_mut("cpu") {
+        Some(folder) => Some(throttle(&folder.text("cpu.stat")?)),
+        None => None,
+    };
+    if let Some(folder) = folders.get_mut("cpuacct") {
         let usage = cpu_usage(
-            number(folder, "cpuacct.usage"),
-            &text(folder, "cpuacct.usage_percpu"),
-            &text(folder, "cpuacct.stat"),
+            folder.number("cpuacct.usage")?,
+            &folder.text("cpuacct.usage_percpu")?,
+            &folder.text("cpuacct.stat")?,
         );
         metrics.cpu = MessageField::some(CPUStat {
             usage: MessageField::some(usage),
@@ -43,15 +40,15 @@ pub(super) fn read(folders: &BTreeMap<&'static str, PathBuf>) -> io::Result<Metr
             ..Default::default()
         });
     }
-    if let Some(folder) = folders.get("memory") {
-        metrics.memory = MessageField::some(memory(folder));
-        metrics.memory_oom_control = MessageField::some(oom_control(&text(folder, "memory.oom_control")));
+    if let Some(folder) = folders.get_mut("memory") {
+        metrics.memory = MessageField::some(memory(folder)?);
+        metrics.memory_oom_control = MessageField::some(oom_control(&folder.text("memory.oom_control")?));
     }
-    if let Some(folder) = folders.get("blkio") {
-        metrics.blkio = MessageField::some(blkio(folder));
+    if let Some(folder) = folders.get_mut("blkio") {
+        metrics.blkio = MessageField::some(blkio(folder)?);
     }
-    if let Some(folder) = folders.get("hugetlb") {
-        metrics.hugetlb = hugetlb(folder);
+    if let Some(folder) = folders.get_mut("hugetlb") {
+        metrics.hugetlb = hugetlb(folder)?;
     }
     Ok(metrics)
 }
@@ -75,23 +72,23 @@ fn throttle(stat: &str) -> Throttle {
     }
 }
 
-fn memory(folder: &Path) -> MemoryStat {
-    let mut stat = memory_stat(&text(folder, "memory.stat"));
-    stat.usage = entry(folder, "memory");
-    stat.swap = entry(folder, "memory.memsw");
-    stat.kernel = entry(folder, "memory.kmem");
-    stat.kernel_tcp = entry(folder, "memory.kmem.tcp");
-    stat
+fn memory(folder: &mut Folder) -> io::Result<MemoryStat> {
+    let mut stat = memory_stat(&folder.text("memory.stat")?);
+    stat.usage = entry(folder, "memory")?;
+    stat.swap = entry(folder, "memory.memsw")?;
+    stat.kernel = entry(folder, "memory.kmem")?;
+    stat.kernel_tcp = entry(folder, "memory.kmem.tcp")?;
+    Ok(stat)
 }
 
-fn entry(folder: &Path, prefix: &str) -> MessageField<MemoryEntry> {
-    MessageField::some(MemoryEntry {
-        limit: number(folder, &format!("{prefix}.limit_in_bytes")),
-        usage: number(folder, &format!("{prefix}.usage_in_bytes")),
-        max: number(folder, &format!("{prefix}.max_usage_in_bytes")),
-        failcnt: number(folder, &format!("{prefix}.failcnt")),
+fn entry(folder: &mut Folder, prefix: &str) -> io::Result<MessageField<MemoryEntry>> {
+    Ok(MessageField::some(MemoryEntry {
+        limit: folder.number(&format!("{prefix}.limit_in_bytes"))?,
+        usage: folder.number(&format!("{prefix}.usage_in_bytes"))?,
+        max: folder.number(&format!("{prefix}.max_usage_in_bytes"))?,
+        failcnt: folder.number(&format!("{prefix}.failcnt"))?,
         ..Default::default()
-    })
+    }))
 }
 
 fn memory_stat(text: &str) -> MemoryStat {
@@ -145,13 +142,13 @@ fn oom_control(text: &str) -> MemoryOomControl {
     }
 }
 
-fn blkio(folder: &Path) -> BlkIOStat {
-    let entries = |file: &str| blkio_entries(&text(folder, file));
-    BlkIOStat {
-        io_service_bytes_recursive: entries("blkio.throttle.io_service_bytes_recursive"),
-        io_serviced_recursive: entries("blkio.throttle.io_serviced_recursive"),
+fn blkio(folder: &mut Folder) -> io::Result<BlkIOStat> {
+    let mut entries = |file: &str| Ok::<_, io::Error>(blkio_entries(&folder.text(file)?));
+    Ok(BlkIOStat {
+        io_service_bytes_recursive: entries("blkio.throttle.io_service_bytes_recursive")?,
+        io_serviced_recursive: entries("blkio.throttle.io_serviced_recursive")?,
         ..Default::default()
-    }
+    })
 }
 
 /// Lines such as `8:0 Read 4096`; the closing `Total` names no device and is left out.
@@ -171,15 +168,17 @@ fn blkio_entries(text: &str) -> Vec<BlkIOEntry> {
     text.lines().filter_map(entry).collect()
 }
 
-fn hugetlb(folder: &Path) -> Vec<HugetlbStat> {
-    let stat = |pagesize: String| HugetlbStat {
-        usage: number(folder, &format!("hugetlb.{pagesize}.usage_in_bytes")),
-        max: number(folder, &format!("hugetlb.{pagesize}.max_usage_in_bytes")),
-        failcnt: number(folder, &format!("hugetlb.{pagesize}.failcnt")),
-        pagesize,
-        ..Default::default()
+fn hugetlb(folder: &mut Folder) -> io::Result<Vec<HugetlbStat>> {
+    let stat = |pagesize: &String| {
+        Ok(HugetlbStat {
+            usage: folder.number(&format!("hugetlb.{pagesize}.usage_in_bytes"))?,
+            max: folder.number(&format!("hugetlb.{pagesize}.max_usage_in_bytes"))?,
+            failcnt: folder.number(&format!("hugetlb.{pagesize}.failcnt"))?,
+            pagesize: pagesize.clone(),
+            ..Default::default()
+        })
     };
-    huge_page_sizes().into_iter().map(stat).collect()
+    huge_page_sizes().iter().map(stat).collect()
 }
 
 #[cfg(test)]

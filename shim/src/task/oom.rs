@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::cgroup::Cgroup;
-use super::counters::{field, text};
+use super::counters::field;
 
 /// Calls `told` for each time, until the cgroup is gone. What the kernel does not tell is not told.
 pub(super) async fn watch(cgroup: &Cgroup, told: impl Fn()) {
@@ -72,7 +72,8 @@ async fn watch_v2(folder: &Path, told: impl Fn()) -> io::Result<()> {
 }
 
 fn oom_kills(folder: &Path) -> u64 {
-    field(&text(folder, "memory.events"), "oom_kill")
+    let text = fs::read_to_string(folder.join("memory.events")).unwrap_or_default();
+    field(&text, "oom_kill")
 }
 
 fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {

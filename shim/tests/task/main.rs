@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::let_underscore_must_use, reason = "dropping a fixture must not panic")]
 
+mod counters;
 mod fixture;
 mod logging;
 
