@@ -16,6 +16,7 @@ mod process;
 pub(crate) mod service;
 mod spec;
 mod state;
+mod update;
 
 use std::io;
 use std::path::PathBuf;

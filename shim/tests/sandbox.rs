@@ -513,6 +513,63 @@ async fn the_simple_questions_are_answered() {
     pod.assert_gone();
 }
 
+async fn call(
+    address: &str,
+    service: &str,
+    method: &str,
+    payload: Vec<u8>,
+) -> ttrpc::Result<ttrpc::Response> {
+    let client = Client::connect(address).await.unwrap();
+    let (service, method) = (service.to_owned(), method.to_owned());
+    client.request(ttrpc::Request { service, method, payload, ..Default::default() }).await
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_unimplemented() {
+    let pod = Pod::new();
+    let address = pod.start();
+    for (service, method) in [
+        ("containerd.task.v3.Task", "Dance"),
+        ("containerd.task.v2.Task", "Dance"),
+        ("containerd.runtime.sandbox.v1.Sandbox", "Dance"),
+        ("weft.network.v1.PodNetwork", "Dance"),
+        ("containerd.task.v4.Task", "Create"),
+        ("containerd.runtime.sandbox.v2.Sandbox", "CreateSandbox"),
+        ("containerd.services.streaming.v1.Streaming", "Stream"),
+        ("containerd.services.transfer.v1.Transfer", "Transfer"),
+    ] {
+        let (got, message) = code(call(&address, service, method, Vec::new()).await);
+        assert_eq!(got, Code::UNIMPLEMENTED, "{service}: {message}");
+    }
+    shutdown(&connect(&address).await, &pod).await;
+    pod.assert_gone();
+}
+
+/// In the words of containerd 2.4 when the kubelet resizes a pod (`Update` in plugins/sandbox/controller.go).
+#[tokio::test]
+async fn an_update_of_the_pods_resources_is_accepted_and_changes_nothing() {
+    let pod = Pod::new();
+    let address = pod.start();
+    let client = connect(&address).await;
+    created_and_started(&client, &pod.create_own_net(1)).await;
+    let limits = || run("sh", &["-c", &format!("cat /sys/fs/cgroup/*/{}/*limit_in_bytes", pod.id)]);
+    let before = limits();
+    let resources = br#"{"Overhead":null,"Resources":{"memory_limit_in_bytes":33554432}}"#;
+    let update = |id: &str| {
+        let any = [field(1, b"io.containerd.cri.v1/UpdatedResources"), field(2, resources)].concat();
+        let extension = field(7, &[field(1, b"updated-resources"), field(2, &any)].concat());
+        [field(1, id.as_bytes()), field(4, &extension), field(5, b"extensions")].concat()
+    };
+    let service = "containerd.runtime.sandbox.v1.Sandbox";
+    call(&address, service, "UpdateSandbox", update(&pod.id)).await.unwrap();
+    assert_eq!(limits(), before);
+    let other = code(call(&address, service, "UpdateSandbox", update("another")).await);
+    assert_eq!(other, (Code::NOT_FOUND, "sandbox another is not this shim's".into()));
+    stop(&client, &pod).await;
+    shutdown(&client, &pod).await;
+    pod.assert_gone();
+}
+
 /// Asked each second by containerd.
 #[tokio::test]
 async fn the_pods_counters_come_from_files_that_stay_open() {

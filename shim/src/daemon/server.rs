@@ -3,6 +3,7 @@
 //! No thread is ever started (no `tokio::fs`, no `spawn_blocking`): setns(2) moves a thread, not a process, and
 //! `/proc/<pid>/ns` shows the namespaces of the main one.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
@@ -14,8 +15,8 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, Service};
 
 use super::args::Args;
 use super::peers::Peers;
@@ -33,6 +34,14 @@ const FLUSH: Duration = Duration::from_secs(1);
 const WELCOME: Duration = Duration::from_secs(15);
 /// How long clients may take to read their last answers and hang up.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Of containerd's API: what a later version may bring, and what shims of virtual machines have.
+const NOT_SERVED: [&str; 4] = [
+    "containerd.task.v4.Task",
+    "containerd.runtime.sandbox.v2.Sandbox",
+    "containerd.services.streaming.v1.Streaming",
+    "containerd.services.transfer.v1.Transfer",
+];
 
 fn system(op: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
     move |source| Error::System { op, source }
@@ -105,7 +114,8 @@ async fn run(
         .add_listener(Listener::new(peers.accept(listener)))
         .register_service(sandbox::service::service(Arc::clone(&sandbox), Arc::clone(&tasks)))
         .register_service(task::services(context))
-        .register_service(network);
+        .register_service(network)
+        .register_service(not_served());
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
     until_idle(&idle, &peers, || tasks.is_empty() && !sandbox.is_live()).await?;
     events.flush(FLUSH).await;
@@ -114,6 +124,14 @@ async fn run(
         log::debug!("clients are still connected");
     }
     server.shutdown().await.map_err(|source| Error::Serve { op: "close the connections", source })
+}
+
+/// ttrpc 0.10 answers `INVALID_ARGUMENT` for a service that it does not know, and has no place for a default one; Go's
+/// answers `UNIMPLEMENTED`, on which a client tries an older version. So those that a client of a shim may look for are
+/// there, without a method.
+fn not_served() -> HashMap<String, Service> {
+    let nothing = || Service { methods: HashMap::new(), streams: HashMap::new() };
+    NOT_SERVED.iter().map(|name| ((*name).to_owned(), nothing())).collect()
 }
 
 /// Waits for a call that leaves nothing to do. Signals are not a reason to leave a pod alone.

@@ -1,7 +1,4 @@
 //! The service `containerd.runtime.sandbox.v1.Sandbox`: containerd's words for what [`Sandbox`] does.
-//!
-//! `UpdateSandbox` is left to ttrpc, which answers `UNIMPLEMENTED`, as the protocol asks of a shim that has nothing to
-//! update: the limits of a pod are set on its cgroup by the kubelet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +17,7 @@ use protobuf::well_known_types::any::Any;
 use ttrpc::r#async::{Service, TtrpcContext};
 use ttrpc::{Code, Result};
 
-use super::{Error, Sandbox};
+use super::{Error, Sandbox, update};
 use crate::error::{chain, status};
 use crate::task::{Meter, Tasks};
 
@@ -31,11 +28,14 @@ const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// The sandbox, its tasks, and what the pod's cgroup has used.
-struct Server(Arc<Sandbox>, Arc<Tasks>, Meter);
+pub(super) struct Server(Arc<Sandbox>, Arc<Tasks>, Meter);
 
 /// The service, ready to be registered with a server.
 pub(crate) fn service(sandbox: Arc<Sandbox>, tasks: Arc<Tasks>) -> HashMap<String, Service> {
-    sandbox_async::create_sandbox(Arc::new(Server(sandbox, tasks, Meter::default())))
+    let server = Arc::new(Server(sandbox, tasks, Meter::default()));
+    let mut services = sandbox_async::create_sandbox(Arc::clone(&server) as _);
+    update::add(&mut services, &server);
+    services
 }
 
 impl Error {
@@ -59,7 +59,7 @@ fn reply(err: &Error) -> ttrpc::Error {
 }
 
 impl Server {
-    fn check(&self, id: &str) -> Result<()> {
+    pub(super) fn check(&self, id: &str) -> Result<()> {
         if id == self.0.owner.id { Ok(()) } else { Err(reply(&Error::Unknown(id.into()))) }
     }
 
