@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
@@ -276,9 +277,14 @@ impl Container {
         Ok(())
     }
 
-    /// Sets resource limits.
+    /// Sets resource limits, of which the OCI runtime says what it can.
     pub(super) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let decoded: Result<IgnoredAny, _> = serde_json::from_slice(resources);
+        decoded.map_err(|err| Error::Decode { field: "resources", source: err.into() })?;
         let _changing = self.life.changing.lock().await;
+        if let phase @ Phase::Stopped(_) = self.init.phase() {
+            return Err(self.init.refuse("update", phase));
+        }
         Ok(self.runtime.update(&self.context.reaper, &self.id, resources).await?)
     }
 

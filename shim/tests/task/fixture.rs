@@ -90,6 +90,15 @@ impl Shim {
 
     /// Nobody takes its events, until [`Shim::listen`].
     pub(crate) async fn without_containerd() -> Shim {
+        Shim::with_addresses("/nowhere", Some("events.sock")).await
+    }
+
+    /// Nobody ever takes its events: it is given no address.
+    pub(crate) async fn without_addresses() -> Shim {
+        Shim::with_addresses("", None).await
+    }
+
+    async fn with_addresses(address: &str, events: Option<&str>) -> Shim {
         assert!(nix::unistd::geteuid().is_root(), "needs root");
         let dir = tempfile::Builder::new().prefix("weft-task-").tempdir().unwrap();
         let image = dir.path().join("image/bin");
@@ -101,20 +110,23 @@ impl Shim {
         std::os::unix::fs::symlink("busybox", image.join("sh")).unwrap();
         let config = format!("[runtime]\nbinary = {:?}\n", oci_runtime());
         std::fs::write(dir.path().join("config.toml"), config).unwrap();
-        let (process, task) = Shim::start(dir.path()).await;
+        let (process, task) = Shim::start(dir.path(), address, events).await;
         Shim { dir, process, task, seen: Arc::default(), _events: None }
     }
 
-    async fn start(dir: &Path) -> (Child, TaskClient) {
+    async fn start(dir: &Path, address: &str, events: Option<&str>) -> (Child, TaskClient) {
         let socket = dir.join("shim.sock");
         // The daemon without `start`: its listener is its standard input, and it is a child that a test can kill.
         let listener = UnixListener::bind(&socket).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_containerd-shim-weft-v1"))
-            .args(["-namespace", "weft-test", "-id", "weft-test-shim", "-address", "/nowhere"])
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_containerd-shim-weft-v1"));
+        if let Some(events) = events {
+            daemon.env("TTRPC_ADDRESS", dir.join(events));
+        }
+        let process = daemon
+            .args(["-namespace", "weft-test", "-id", "weft-test-shim", "-address", address])
             .env("WEFT_RUN_DIR", dir.join("run"))
             .env("WEFT_RUNTIME_ROOT", dir.join("runtime"))
             .env("WEFT_CONFIG", dir.join("config.toml"))
-            .env("TTRPC_ADDRESS", dir.join("events.sock"))
             .current_dir(dir)
             .stdin(OwnedFd::from(listener))
             .spawn()

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::let_underscore_must_use, reason = "dropping a fixture must not panic")]
 
+mod codes;
 mod counters;
 mod fixture;
 mod logging;
@@ -91,6 +92,31 @@ async fn nothing_of_a_fast_exit_is_lost() {
     assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
     shim.delete(&bundle, "").await.unwrap();
     assert_eq!((output.await.unwrap().len(), errors.await.unwrap().len()), (8 << 20, 100_000));
+}
+
+#[tokio::test]
+async fn twenty_mebibytes_of_input_come_back_as_they_were() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("echo", "cat");
+    let (stdout, output) = bundle.output("stdout");
+    let stdin = bundle.fifo("stdin");
+    let request = CreateTaskRequest { stdin: stdin.clone(), stdout, ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    // No two pages are alike (the generator of Numerical Recipes).
+    let next = |seed: &u32| Some(seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    let bytes: Vec<u8> =
+        std::iter::successors(Some(1), next).take(5 << 20).flat_map(u32::to_le_bytes).collect();
+    let input = bytes.clone();
+    let write = move || File::options().write(true).open(&stdin).unwrap().write_all(&input).unwrap();
+    tokio::task::spawn_blocking(write).await.unwrap();
+    let close = CloseIORequest { id: bundle.id.clone(), stdin: true, ..Default::default() };
+    shim.task.close_io(context(), &close).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    shim.delete(&bundle, "").await.unwrap();
+    let output = output.await.unwrap();
+    assert_eq!(output.len(), 20 << 20);
+    assert!(output == bytes, "the same length, other bytes");
 }
 
 #[tokio::test]
@@ -296,52 +322,6 @@ async fn orphans_in_a_shared_pid_namespace_die_with_their_container_only() {
 }
 
 #[tokio::test]
-async fn refusals_have_the_codes_that_containerd_acts_on() {
-    let shim = Shim::new().await;
-    let nobody = shim.bundle("nobody", "true");
-    let (id, task) = (nobody.id.clone(), &shim.task);
-    let not_found = (Code::NOT_FOUND, format!("task {id:?} does not exist"));
-    assert_eq!(refusal(shim.state(&nobody, "").await), not_found);
-    assert_eq!(refusal(shim.start_task(&nobody, "").await), not_found);
-    assert_eq!(refusal(shim.delete(&nobody, "").await), not_found);
-    assert_eq!(refusal(shim.wait(&nobody, "").await), not_found);
-    assert_eq!(refusal(shim.kill(&nobody, "", 9, true).await), not_found);
-    assert_eq!(refusal(shim.exec(&nobody, "e", "true").await), not_found);
-    let request = PidsRequest { id: id.clone(), ..Default::default() };
-    assert_eq!(refusal(task.pids(context(), &request).await), not_found);
-    let request = StatsRequest { id: id.clone(), ..Default::default() };
-    assert_eq!(refusal(task.stats(context(), &request).await), not_found);
-    let request = PauseRequest { id: id.clone(), ..Default::default() };
-    assert_eq!(refusal(task.pause(context(), &request).await), not_found);
-    let request = CheckpointTaskRequest { id: id.clone(), ..Default::default() };
-    assert_eq!(refusal(task.checkpoint(context(), &request).await), not_found);
-    let request = ConnectRequest { id: id.clone(), ..Default::default() };
-    assert_eq!(task.connect(context(), &request).await.unwrap().task_pid, 0);
-
-    let bundle = shim.bundle("taken", "sleep 1000");
-    shim.run(&bundle).await;
-    assert_eq!(refusal(task.create(context(), &shim.create_request(&bundle)).await).0, Code::ALREADY_EXISTS);
-    assert_eq!(refusal(shim.start_task(&bundle, "").await).0, Code::FAILED_PRECONDITION);
-    assert_eq!(refusal(shim.delete(&bundle, "").await).0, Code::FAILED_PRECONDITION);
-    assert_eq!(refusal(shim.state(&bundle, "x").await).0, Code::NOT_FOUND);
-    assert_eq!(refusal(shim.kill(&bundle, "", 0, false).await).0, Code::INVALID_ARGUMENT);
-    let request = ResumeRequest { id: bundle.id.clone(), ..Default::default() };
-    assert_eq!(refusal(task.resume(context(), &request).await).0, Code::FAILED_PRECONDITION);
-    shim.exec(&bundle, "e", "true").await.unwrap();
-    assert_eq!(refusal(shim.exec(&bundle, "e", "true").await).0, Code::ALREADY_EXISTS);
-    shim.delete(&bundle, "e").await.unwrap();
-    let request = ConnectRequest { id: bundle.id.clone(), ..Default::default() };
-    let connected = task.connect(context(), &request).await.unwrap();
-    assert_eq!(connected.task_pid, shim.state(&bundle, "").await.unwrap().pid);
-    assert_eq!(connected.shim_pid, shim.process.id());
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    assert_eq!(refusal(shim.exec(&bundle, "late", "true").await).0, Code::FAILED_PRECONDITION);
-    shim.delete(&bundle, "").await.unwrap();
-    assert_eq!(refusal(shim.delete(&bundle, "").await).0, Code::NOT_FOUND);
-}
-
-#[tokio::test]
 async fn a_failed_creation_says_why_and_leaves_nothing() {
     let shim = Shim::new().await;
     let before = shim.holdings();
@@ -511,6 +491,21 @@ async fn events_wait_for_containerd_in_their_order() {
     let events = shim.events_until(&format!("delete {id}")).await;
     let all = [format!("create {id}"), format!("start {id}"), format!("exit {id} 0"), format!("delete {id}")];
     assert_eq!(events, all);
+}
+
+/// A client may take no events, and have no address at all.
+#[tokio::test]
+async fn a_shim_serves_a_client_that_takes_no_events() {
+    let mut shim = Shim::without_addresses().await;
+    let bundle = shim.bundle("silent", "exit 6");
+    shim.run(&bundle).await;
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 6);
+    shim.delete(&bundle, "").await.unwrap();
+    let shutdown = ShutdownRequest { id: bundle.id.clone(), ..Default::default() };
+    shim.task.shutdown(context(), &shutdown).await.unwrap();
+    let process = &mut shim.process;
+    until("the shim ends", || process.try_wait().unwrap().is_some()).await;
+    assert!(!shim.socket().exists());
 }
 
 #[tokio::test]
