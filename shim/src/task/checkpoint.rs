@@ -96,15 +96,9 @@ impl Work {
     /// Adds what criu has to say. A log of ours is kept in the bundle, where containerd's own shim keeps it.
     fn explain(&self, err: oci::Error, bundle: &Path) -> Error {
         let log = self.folder.join("dump.log");
-        let mut err = with_reason(err, &log);
         let kept = bundle.join("criu-dump.log");
-        if self.is_ours
-            && std::fs::copy(&log, &kept).is_ok()
-            && let oci::Error::Refused { message, .. } = &mut err
-        {
-            *message = message.replace(&log.display().to_string(), &kept.display().to_string());
-        }
-        err.into()
+        let is_kept = self.is_ours && std::fs::copy(&log, &kept).is_ok();
+        with_reason(err, if is_kept { &kept } else { &log }).into()
     }
 
     fn remove(self) {
@@ -159,17 +153,15 @@ fn parent(options: &CheckpointOptions) -> &str {
     }
 }
 
-/// The runtime says only that criu has failed; its first error is why.
+/// The runtime says only that criu has failed, and old ones where its log was; the first error in there is why.
 fn with_reason(err: oci::Error, log: &Path) -> oci::Error {
-    match err {
-        oci::Error::Refused { verb, message } => {
-            let text = std::fs::read_to_string(log).unwrap_or_default();
-            let reason = text.lines().find_map(|line| line.find("Error (").and_then(|at| line.get(at..)));
-            let message = reason.map_or_else(|| message.clone(), |reason| format!("{message}: {reason}"));
-            oci::Error::Refused { verb, message }
-        }
-        other => other,
-    }
+    let (oci::Error::Refused { verb, message }, Ok(text)) = (&err, std::fs::read_to_string(log)) else {
+        return err;
+    };
+    let reason = text.lines().find_map(|line| line.find("Error (").and_then(|at| line.get(at..)));
+    let message = message.split(": log file: ").next().unwrap_or_default();
+    let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+    oci::Error::Refused { verb, message: format!("{message}{reason} (log file: {})", log.display()) }
 }
 
 #[cfg(test)]
@@ -206,9 +198,14 @@ mod tests {
         let log = dir.path().join("dump.log");
         std::fs::write(&log, "(0.1) Version: 3\n(0.2) Error (a.c:1): first\n(0.3) Error (b.c:2): second\n")
             .unwrap();
-        let refused = || oci::Error::Refused { verb: "checkpoint", message: "criu failed".into() };
-        assert_eq!(with_reason(refused(), &log).to_string(), "checkpoint: criu failed: Error (a.c:1): first");
+        let refused = || oci::Error::Refused {
+            verb: "checkpoint",
+            message: "criu failed: log file: /w/dump.log".into(),
+        };
+        let want = format!("checkpoint: criu failed: Error (a.c:1): first (log file: {})", log.display());
+        assert_eq!(with_reason(refused(), &log).to_string(), want);
         let nowhere = dir.path().join("nowhere");
-        assert_eq!(with_reason(refused(), &nowhere).to_string(), "checkpoint: criu failed");
+        let as_it_is = "checkpoint: criu failed: log file: /w/dump.log";
+        assert_eq!(with_reason(refused(), &nowhere).to_string(), as_it_is);
     }
 }
