@@ -105,6 +105,22 @@ async fn a_process_whose_logging_binary_has_died_is_not_blocked() {
 }
 
 #[tokio::test]
+async fn a_logging_binary_of_a_killed_shim_ends_with_its_container() {
+    let mut shim = Shim::new().await;
+    let bundle = shim.bundle("crash-log", "echo line; exec sleep 1000");
+    let (base, address) = binary(&shim, "binary", COPY);
+    shim.task.create(context(), &request(&shim, &bundle, &address)).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    let out = base.with_extension("out");
+    until("it logs", || std::fs::read(&out).is_ok_and(|text| text == b"line\n")).await;
+    shim.process.kill().unwrap();
+    shim.process.wait().unwrap();
+    assert!(!base.with_extension("end").exists(), "it takes output as long as there may be some");
+    shim.cleanup(&bundle);
+    until("it ends", || base.with_extension("end").exists()).await;
+}
+
+#[tokio::test]
 async fn a_logging_binary_that_is_not_ready_fails_the_creation() {
     let shim = Shim::new().await;
     let before = shim.holdings();
