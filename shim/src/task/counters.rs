@@ -32,8 +32,8 @@ pub(crate) enum Counters {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// `None` for one that is not there: which ones there are depends on the kernel's configuration.
-    files: BTreeMap<String, Option<File>>,
+    /// By name; `None` for one that is not there: which ones there are depends on the kernel's configuration.
+    files: Vec<(Box<str>, Option<File>)>,
 }
 
 impl Counters {
@@ -126,29 +126,33 @@ impl Meter {
 impl Folder {
     pub(super) fn open(path: &Path) -> io::Result<Folder> {
         fs::metadata(path)?;
-        Ok(Folder { path: path.to_owned(), files: BTreeMap::new() })
+        Ok(Folder { path: path.to_owned(), files: Vec::new() })
     }
 
     /// The whole file, empty if there is none.
     pub(super) fn text(&mut self, name: &str) -> io::Result<String> {
-        let known = self.files.get(name);
-        let file = match known {
-            Some(file) => file,
-            None => {
-                let file = match File::open(self.path.join(name)) {
-                    Ok(file) => Some(file),
-                    Err(err) if err.kind() == io::ErrorKind::NotFound => None,
-                    Err(err) => return Err(err),
-                };
-                self.files.entry(name.to_owned()).or_insert(file)
-            }
+        let known = self.files.iter().find(|(known, _)| **known == *name);
+        let text = match known {
+            Some((_, file)) => file.as_ref().map_or_else(|| Ok(String::new()), read_whole),
+            None => self.open_and_read(name),
         };
-        match file.as_ref().map_or_else(|| Ok(String::new()), read_whole) {
+        match text {
             Err(err) if err.raw_os_error() == Some(libc::ENODEV) => Err(io::ErrorKind::NotFound.into()),
             // Pressure is not counted with psi=0.
             Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(String::new()),
             text => text,
         }
+    }
+
+    fn open_and_read(&mut self, name: &str) -> io::Result<String> {
+        let file = match File::open(self.path.join(name)) {
+            Ok(file) => Some(file),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => return Err(err),
+        };
+        let text = file.as_ref().map_or_else(|| Ok(String::new()), read_whole);
+        self.files.push((name.into(), file));
+        text
     }
 
     /// The one number of a file; `max` is `u64::MAX`, no file is 0.
@@ -158,18 +162,21 @@ impl Folder {
 }
 
 fn read_whole(file: &File) -> io::Result<String> {
-    let mut bytes = vec![0; READ];
-    let mut length = 0;
+    // On the stack: the heap of a shim that is asked each second stays as it is.
+    let mut page = [0; READ];
+    let mut text = Vec::new();
     loop {
-        match file.read_at(bytes.get_mut(length..).unwrap_or_default(), length as u64) {
+        match file.read_at(&mut page, text.len() as u64) {
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            read => length += read?,
+            read => {
+                let part = page.get(..read?).unwrap_or_default();
+                text.extend_from_slice(part);
+                if part.len() < READ {
+                    return String::from_utf8(text)
+                        .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err));
+                }
+            }
         }
-        if length < bytes.len() {
-            bytes.truncate(length);
-            return String::from_utf8(bytes).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err));
-        }
-        bytes.resize(length + READ, 0);
     }
 }
 
