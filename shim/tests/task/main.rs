@@ -241,6 +241,27 @@ async fn an_exec_has_its_own_code_streams_and_terminal() {
     assert!(!bundle.path.join("exec-0.pid").exists());
 }
 
+/// containerd waits on another connection, and as early as it can.
+#[tokio::test]
+async fn a_wait_may_come_long_before_the_start() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("early", "exit 9");
+    shim.task.create(context(), &shim.create_request(&bundle)).await.unwrap();
+    let waits = [connect(&shim.socket()).await, connect(&shim.socket()).await].map(|client| {
+        let request = WaitRequest { id: bundle.id.clone(), ..Default::default() };
+        tokio::spawn(async move { client.wait(context(), &request).await.unwrap().exit_status })
+    });
+    for _ in 0..3 {
+        assert_eq!(shim.status(&bundle, "").await, Status::CREATED);
+    }
+    assert!(waits.iter().all(|wait| !wait.is_finished()));
+    shim.start_task(&bundle, "").await.unwrap();
+    for wait in waits {
+        assert_eq!(wait.await.unwrap(), 9);
+    }
+    shim.delete(&bundle, "").await.unwrap();
+}
+
 #[tokio::test]
 async fn execs_end_before_their_container_does() {
     let shim = Shim::new().await;
