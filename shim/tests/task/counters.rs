@@ -1,10 +1,14 @@
-//! Where a task's counters are read from.
+//! A task's counters, on a node with either version of cgroups, and where they are read from.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::*;
+use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use serde_json::json;
 
 use crate::fixture::*;
 
@@ -22,6 +26,106 @@ fn cgroup_files(shim: &Shim, bundle: &Bundle) -> BTreeMap<String, PathBuf> {
 async fn stats(shim: &Shim, bundle: &Bundle) -> Any {
     let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
     shim.task.stats(context(), &request).await.unwrap().stats.unwrap()
+}
+
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// What both versions count, in bytes and nanoseconds.
+struct Counted {
+    memory: u64,
+    memory_limit: u64,
+    memory_peak: u64,
+    cache: u64,
+    cpu: u64,
+    processes: u64,
+    oom_kills: u64,
+}
+
+async fn counted(shim: &Shim, bundle: &Bundle) -> Counted {
+    let any = stats(shim, bundle).await;
+    if is_v2() {
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        let metrics = MetricsV2::parse_from_bytes(&any.value).unwrap();
+        return Counted {
+            memory: metrics.memory.usage,
+            memory_limit: metrics.memory.usage_limit,
+            memory_peak: metrics.memory.max_usage,
+            cache: metrics.memory.file,
+            cpu: metrics.cpu.usage_usec * 1000,
+            processes: metrics.pids.current,
+            oom_kills: metrics.memory_events.oom_kill,
+        };
+    }
+    assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
+    let metrics = MetricsV1::parse_from_bytes(&any.value).unwrap();
+    Counted {
+        memory: metrics.memory.usage.usage,
+        memory_limit: metrics.memory.usage.limit,
+        memory_peak: metrics.memory.usage.max,
+        cache: metrics.memory.total_cache,
+        cpu: metrics.cpu.usage.total,
+        processes: metrics.pids.current,
+        oom_kills: metrics.memory_oom_control.oom_kill,
+    }
+}
+
+/// The kernel's own word: the first number of a file, whichever version it is of.
+fn kernel(bundle: &Bundle, v1: &str, v2: &str) -> u64 {
+    let file = match (is_v2(), v1.split_once('.')) {
+        (false, Some((controller, _))) => format!("{controller}/{}/{v1}", bundle.id),
+        _ => format!("{}/{v2}", bundle.id),
+    };
+    let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).unwrap();
+    text.split_whitespace().find_map(|word| word.parse().ok()).unwrap()
+}
+
+#[tokio::test]
+async fn counters_are_those_of_the_kernel() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("stats", "head -c 20000000 /dev/zero > /tmp/x; exec sleep 1000");
+    shim.run(&bundle).await;
+    let mut metrics = counted(&shim, &bundle).await;
+    for _ in 0..500 {
+        if metrics.memory > 20_000_000 && metrics.processes == 1 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        metrics = counted(&shim, &bundle).await;
+    }
+    assert!(metrics.memory > 20_000_000, "{}", metrics.memory);
+    assert!(metrics.memory_peak >= metrics.memory);
+    assert!(metrics.memory_peak <= kernel(&bundle, "memory.max_usage_in_bytes", "memory.peak"));
+    assert!(metrics.cache > 19_000_000);
+    let unit = if is_v2() { 1000 } else { 1 };
+    assert!(metrics.cpu > 0 && metrics.cpu <= kernel(&bundle, "cpuacct.usage", "cpu.stat") * unit);
+    assert_eq!(metrics.processes, 1);
+
+    let limits = Any { value: br#"{"memory":{"limit":67108864}}"#.to_vec(), ..Default::default() };
+    let id = bundle.id.clone();
+    let request = UpdateTaskRequest { id, resources: MessageField::some(limits), ..Default::default() };
+    shim.task.update(context(), &request).await.unwrap();
+    assert_eq!(counted(&shim, &bundle).await.memory_limit, 67_108_864);
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    assert!(counted(&shim, &bundle).await.memory_peak > 20_000_000, "until the deletion");
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn running_out_of_memory_is_told() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("oom", "");
+    bundle.configure("exec tail /dev/zero", |config| {
+        config["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+    });
+    shim.run(&bundle).await;
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    assert_eq!(counted(&shim, &bundle).await.oom_kills, 1);
+    shim.delete(&bundle, "").await.unwrap();
+    let events = shim.events_until(&format!("delete {}", bundle.id)).await;
+    assert!(events.contains(&format!("oom {}", bundle.id)), "{events:?}");
 }
 
 #[tokio::test]

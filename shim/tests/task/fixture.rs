@@ -342,6 +342,11 @@ impl Bundle {
         std::fs::write(self.path.join("config.json"), config.to_string()).unwrap();
     }
 
+    /// Of either version.
+    pub(crate) fn has_cgroup(&self) -> bool {
+        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].iter().any(|root| Path::new(root).join(&self.id).exists())
+    }
+
     /// A new fifo in the bundle.
     pub(crate) fn fifo(&self, name: &str) -> String {
         let path = self.path.join(name);

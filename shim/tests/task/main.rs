@@ -18,7 +18,7 @@ use containerd_shim_protos::sandbox_api::{
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::Client;
 use fixture::*;
-use protobuf::{Message, MessageField};
+use protobuf::Message;
 use ttrpc::Code;
 
 fn text(bytes: Vec<u8>) -> String {
@@ -36,6 +36,7 @@ async fn a_task_lives_and_its_life_is_told_in_order() {
     let created = shim.state(&bundle, "").await.unwrap();
     assert_eq!((created.pid, created.status.unwrap()), (pid, Status::CREATED));
     assert_eq!(created.bundle, bundle.path.display().to_string());
+    assert!(bundle.has_cgroup());
 
     let (waited, started) = tokio::join!(shim.wait(&bundle, ""), shim.start_task(&bundle, ""));
     assert_eq!((started.unwrap().pid, waited.unwrap()), (pid, 7));
@@ -58,7 +59,7 @@ async fn a_task_lives_and_its_life_is_told_in_order() {
         (after.0, after.1, after.2) == (before.0 + 1, before.1, before.2)
     })
     .await;
-    assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(id).exists());
+    assert!(!bundle.has_cgroup());
     assert_eq!(std::fs::read_dir(shim.dir.path().join("runtime/weft-test")).unwrap().count(), 0);
 }
 
@@ -428,52 +429,6 @@ async fn pids_are_those_of_the_cgroup() {
 }
 
 #[tokio::test]
-async fn counters_are_those_of_the_kernel() {
-    use containerd_shim_protos::cgroups::metrics::Metrics;
-    let shim = Shim::new().await;
-    let bundle = shim.bundle("stats", "head -c 20000000 /dev/zero > /tmp/x; exec sleep 1000");
-    shim.run(&bundle).await;
-    let stats = async || {
-        let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
-        let any = shim.task.stats(context(), &request).await.unwrap().stats.unwrap();
-        assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
-        Metrics::parse_from_bytes(&any.value).unwrap()
-    };
-    let mut metrics = stats().await;
-    for _ in 0..500 {
-        if metrics.memory.usage.usage > 20_000_000 && metrics.pids.current == 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        metrics = stats().await;
-    }
-    let cgroup = |file: &str| {
-        let (controller, _) = file.split_once('.').unwrap();
-        let path = format!("/sys/fs/cgroup/{controller}/{}/{file}", bundle.id);
-        std::fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap()
-    };
-    assert!(metrics.memory.usage.usage > 20_000_000, "{}", metrics.memory.usage.usage);
-    assert!(metrics.memory.usage.max <= cgroup("memory.max_usage_in_bytes"));
-    assert!(metrics.memory.total_cache > 19_000_000);
-    assert!(metrics.cpu.usage.total > 0 && metrics.cpu.usage.total <= cgroup("cpuacct.usage"));
-    assert_eq!(metrics.pids.current, 1);
-
-    let limits = protobuf::well_known_types::any::Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
-        value: br#"{"memory":{"limit":67108864}}"#.to_vec(),
-        ..Default::default()
-    };
-    let id = bundle.id.clone();
-    let request = UpdateTaskRequest { id, resources: MessageField::some(limits), ..Default::default() };
-    shim.task.update(context(), &request).await.unwrap();
-    assert_eq!(stats().await.memory.usage.limit, 67_108_864);
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    assert!(stats().await.memory.usage.max > 20_000_000, "until the deletion");
-    shim.delete(&bundle, "").await.unwrap();
-}
-
-#[tokio::test]
 async fn containers_side_by_side_do_not_mix() {
     let shim = Shim::new().await;
     let before = shim.holdings();
@@ -555,7 +510,7 @@ async fn what_a_killed_shim_leaves_is_cleaned_up() {
     assert_eq!(shim.cleanup(&bundle), format!("{pid} 137"), "again");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(bundle.path.to_str().unwrap()));
-    assert!(!std::path::Path::new("/sys/fs/cgroup/memory").join(&bundle.id).exists());
+    assert!(!bundle.has_cgroup());
 }
 
 /// containerd may have removed the bundle under the feet of `delete`, whose working directory it is.
@@ -654,25 +609,6 @@ async fn a_shim_without_tasks_ends_when_asked_and_not_before() {
     shim.task.shutdown(context(), &shutdown).await.unwrap();
     let process = &mut shim.process;
     until("the shim ends", || process.try_wait().unwrap().is_some()).await;
-}
-
-#[tokio::test]
-async fn running_out_of_memory_is_told() {
-    let shim = Shim::new().await;
-    let bundle = shim.bundle("oom", "");
-    bundle.configure("exec tail /dev/zero", |config| {
-        config["linux"]["resources"] =
-            serde_json::json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
-    });
-    shim.run(&bundle).await;
-    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
-    let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
-    let stats = shim.task.stats(context(), &request).await.unwrap().stats.unwrap();
-    let metrics = containerd_shim_protos::cgroups::metrics::Metrics::parse_from_bytes(&stats.value).unwrap();
-    assert_eq!(metrics.memory_oom_control.oom_kill, 1);
-    shim.delete(&bundle, "").await.unwrap();
-    let events = shim.events_until(&format!("delete {}", bundle.id)).await;
-    assert!(events.contains(&format!("oom {}", bundle.id)), "{events:?}");
 }
 
 /// containerd's own limit of layers is far above what one page of mount options takes.
