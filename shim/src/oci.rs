@@ -69,8 +69,9 @@ pub(crate) enum Error {
     /// The memory file that carries the log or a process could not be made.
     #[error("make a memory file for the oci runtime")]
     Memory(#[source] io::Error),
-    /// The runtime says no.
-    #[error("{verb}: {message}")]
+    /// The runtime says no. The words are those of containerd's own shim: `kubectl describe` shows them as they are, and
+    /// people search for them.
+    #[error("OCI runtime {verb} failed: {message}")]
     Refused {
         /// `create`, `start` …
         verb: &'static str,

@@ -166,7 +166,7 @@ mod tests {
             (
                 Error::Oci(oci::Error::Refused { verb: "create", message: "no".into() }),
                 Code::INTERNAL,
-                "create: no",
+                "OCI runtime create failed: no",
             ),
         ];
         for (err, code, text) in table {

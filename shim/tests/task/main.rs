@@ -351,7 +351,7 @@ async fn a_failed_creation_says_why_and_leaves_nothing() {
     bundle.configure("", |config| config["process"]["args"] = serde_json::json!(["/nope"]));
     let (code, message) = refusal(shim.task.create(context(), &shim.create_request(&bundle)).await);
     assert_eq!(code, Code::INTERNAL);
-    assert!(message.starts_with("create: ") && message.contains("/nope"), "{message}");
+    assert!(message.starts_with("OCI runtime create failed: ") && message.contains("/nope"), "{message}");
     std::fs::remove_file(bundle.path.join("config.json")).unwrap();
     let (_, message) = refusal(shim.task.create(context(), &shim.create_request(&bundle)).await);
     assert!(message.starts_with("read ") && message.contains("config.json"), "{message}");
@@ -364,7 +364,7 @@ async fn a_failed_creation_says_why_and_leaves_nothing() {
     spec.value = br#"{"cwd":"/","args":["/nope"],"env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#.to_vec();
     shim.task.exec(context(), &request).await.unwrap();
     let (_, message) = refusal(shim.start_task(&running, "bad").await);
-    assert!(message.starts_with("exec: ") && message.contains("/nope"), "{message}");
+    assert!(message.starts_with("OCI runtime exec failed: ") && message.contains("/nope"), "{message}");
     assert_eq!(shim.status(&running, "bad").await, Status::CREATED);
     shim.delete(&running, "bad").await.unwrap();
     shim.kill(&running, "", 9, false).await.unwrap();
