@@ -17,10 +17,10 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build demo test soak lint fmt bench install uninstall clean
+.PHONY: help deps tools build demo test test-kubernetes soak lint fmt bench install uninstall clean
 
 help: ## print this
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
 deps: ## install the Debian packages that building and testing need (as root)
 	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>&1 | grep -v ' installed$$'); \
@@ -51,10 +51,15 @@ soak: build tools ## pods made, used, killed and removed for 30 minutes, beside 
 	WEFT_SOAK_SECONDS=$${WEFT_SOAK_SECONDS:-1800} WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test -p weft-conformance --test soak -- --nocapture
 
+test-kubernetes: build tools ## a real Kubernetes node whose pods weft runs; builds Kubernetes first, which takes 5 minutes once
+	@# One cluster at a time: each takes over half a gigabyte.
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) WEFT_KUBERNETES_DIR=$$(conformance/tools/kubernetes/build.sh) \
+	  cargo test -p weft-conformance --test kubernetes -- --ignored --test-threads=1
+
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/kubernetes/build.sh .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all

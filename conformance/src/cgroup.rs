@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use crate::wait::holds_within;
 
-/// The directories of cgroup `name` in every hierarchy: one in version 2, one per controller in version 1.
-fn directories(name: &str) -> Vec<PathBuf> {
+/// The roots of the hierarchies: one in version 2, one per controller in version 1.
+fn hierarchies() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let mut roots = vec![root.to_owned()];
-    if !root.join("cgroup.controllers").exists() {
-        roots.extend(fs::read_dir(root).expect("list /sys/fs/cgroup").flatten().map(|entry| entry.path()));
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_owned()];
     }
-    roots.into_iter().map(|hierarchy| hierarchy.join(name)).filter(|dir| dir.is_dir()).collect()
+    fs::read_dir(root).expect("list /sys/fs/cgroup").flatten().map(|entry| entry.path()).collect()
+}
+
+/// The directories of cgroup `name` in every hierarchy.
+fn directories(name: &str) -> Vec<PathBuf> {
+    hierarchies().into_iter().map(|hierarchy| hierarchy.join(name)).filter(|dir| dir.is_dir()).collect()
 }
 
 fn children(dir: &Path) -> Vec<PathBuf> {
@@ -33,6 +37,25 @@ impl PodCgroups {
     /// Cgroups below the pods' own, which the runtime made and should have removed.
     pub(crate) fn left_below(&self) -> Vec<PathBuf> {
         directories(&self.0).iter().flat_map(|dir| children(dir)).flat_map(|pod| children(&pod)).collect()
+    }
+
+    /// Makes the parent itself, in every hierarchy, for a kubelet that makes the rest.
+    pub(crate) fn make(&self) {
+        hierarchies().iter().for_each(|root| fs::create_dir_all(root.join(&self.0)).expect("make a cgroup"));
+    }
+
+    /// The cgroups of pods below those that the kubelet keeps for the classes of service (pkg/kubelet/cm/cgroup_manager_linux.go).
+    pub(crate) fn kubernetes_pods(&self) -> Vec<PathBuf> {
+        let classes = ["kubepods", "kubepods/besteffort", "kubepods/burstable"].iter();
+        let all = classes.flat_map(|class| directories(&format!("{}/{class}", self.0)));
+        let all = all.flat_map(|dir| children(&dir));
+        all.filter(|dir| dir.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"pod")))
+            .collect()
+    }
+
+    /// Removes what is below the parent.
+    pub(crate) fn remove_below(&self) -> Result<(), String> {
+        directories(&self.0).iter().flat_map(|dir| children(dir)).try_for_each(|dir| remove_tree(&dir))
     }
 
     /// Removes them all; an error names the first that cannot be removed, which is one that has processes.

@@ -28,6 +28,7 @@ mod cgroup;
 mod config;
 mod critest;
 pub mod image;
+pub mod kubernetes;
 mod leaks;
 mod node;
 mod pod;

@@ -257,7 +257,10 @@ impl Node {
 
     /// `trace`, an identifier or an address, must not be found on the node when it is finished.
     pub(crate) fn leaves_no(&self, trace: &str) {
-        self.traces.lock().unwrap_or_else(PoisonError::into_inner).push(trace.to_owned());
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        if !traces.iter().any(|known| known == trace) {
+            traces.push(trace.to_owned());
+        }
     }
 
     /// Where CRI keeps the pods' network namespaces.

@@ -17,7 +17,7 @@ impl Tools {
     /// The directory, looked up or built once per process.
     pub fn find() -> &'static Self {
         static TOOLS: OnceLock<Tools> = OnceLock::new();
-        TOOLS.get_or_init(|| Self(env::var_os("WEFT_TOOLS_DIR").map_or_else(build, PathBuf::from)))
+        TOOLS.get_or_init(|| Self(env::var_os("WEFT_TOOLS_DIR").map_or_else(own, PathBuf::from)))
     }
 
     /// The directory itself.
@@ -43,14 +43,19 @@ pub(crate) fn weft(name: &str) -> PathBuf {
     present(Path::new(&dir).join(name))
 }
 
-fn present(path: PathBuf) -> PathBuf {
+/// The path, of something that must exist.
+pub(crate) fn present(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} does not exist", path.display());
     path
 }
 
-fn build() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/build.sh");
-    let output = Command::new(&script).output().expect("run tools/build.sh");
+fn own() -> PathBuf {
+    build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/build.sh"))
+}
+
+/// The directory that the build script fills.
+pub(crate) fn build(script: &Path) -> PathBuf {
+    let output = Command::new(script).output().expect("run a build script");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {}\n{stderr}", script.display(), output.status);
     let stdout = String::from_utf8_lossy(&output.stdout);
