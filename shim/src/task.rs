@@ -50,6 +50,7 @@ use crate::sandbox::Sandbox;
 
 use container::Container;
 pub(crate) use counters::Meter;
+pub(crate) use create::OPTIONS;
 pub(crate) use error::Error;
 use process::{Phase, Process};
 pub(crate) use record::{cleanup, is_left};

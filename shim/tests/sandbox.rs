@@ -15,6 +15,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, UnknownValueRef};
@@ -805,7 +806,31 @@ fn the_program_says_what_it_is() {
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.weft.v1");
     let features: Value = serde_json::from_slice(&info.features.value).unwrap();
-    let namespaces = features["linux"]["namespaces"].as_array().unwrap();
-    assert!(namespaces.contains(&"network".into()) && !namespaces.contains(&"user".into()));
-    assert!(features["linux"]["mountExtensions"]["idmap"].is_null());
+    assert_eq!(features, serde_json::from_str::<Value>(&run("runc", &["features"])).unwrap());
+    assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&"user".into()));
+}
+
+#[test]
+fn the_features_are_those_of_the_runtime_that_is_asked_for() {
+    // Debian 12's crun does not know the word.
+    let of = |binary: &str| {
+        let output = Command::new(binary).arg("features").output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    assert_ne!(of("runc"), of("crun"));
+    for (configured, named, asked) in
+        [("runc", "", "runc"), ("runc", "crun", "crun"), ("crun", "runc", "runc")]
+    {
+        let options = Options { binary_name: named.into(), ..Default::default() };
+        let value = options.write_to_bytes().unwrap();
+        let options = Any { type_url: "containerd.runc.v1.Options".into(), value, ..Default::default() };
+        let mut command = Command::new(SHIM);
+        command.arg("-info").env("WEFT_RUNTIME", configured);
+        let output = feed(&mut command, &options.write_to_bytes().unwrap());
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+        let features =
+            info.features.as_ref().map(|features| String::from_utf8(features.value.clone()).unwrap());
+        assert_eq!(features, of(asked), "{configured:?} {named:?}");
+    }
 }

@@ -1,7 +1,9 @@
 //! `-info` and `-v`: what the runtime is and can do, without a pod.
 
+use std::io::{self, Read};
 use std::process::Command;
 
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
@@ -9,6 +11,7 @@ use serde_json::Value;
 
 use super::{Error, io_error};
 use crate::config::Config;
+use crate::task;
 
 /// The type under which containerd looks for the features of an OCI runtime.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
@@ -18,54 +21,40 @@ pub(super) fn version() -> String {
     format!("containerd-shim-weft-v1 {}\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// A `containerd.types.RuntimeInfo`. What containerd gives on standard input, the runtime's options, is not needed.
+/// A `containerd.types.RuntimeInfo`. On standard input containerd gives the options of the handler that it asks for.
 pub(super) fn info() -> Result<Vec<u8>, Error> {
     let config = Config::load()?;
+    let mut input = Vec::new();
+    io::stdin().read_to_end(&mut input).map_err(io_error("read the options"))?;
+    let binary = named(&input)?.unwrap_or(config.runtime.binary);
     let mut info = RuntimeInfo { name: "io.containerd.weft.v1".into(), ..Default::default() };
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
     info.version = Some(version).into();
-    let features = Any { type_url: FEATURES.into(), value: features(&config)?, ..Default::default() };
-    info.features = Some(features).into();
+    let features = features(&binary)?;
+    info.features =
+        features.map(|value| Any { type_url: FEATURES.into(), value, ..Default::default() }).into();
     info.write_to_bytes().map_err(|source| Error::Message { op: "encode the runtime's features", source })
 }
 
-/// The answer of the OCI runtime's `features`, without what the shim itself cannot do.
-fn features(config: &Config) -> Result<Vec<u8>, Error> {
-    let output = Command::new(&config.runtime.binary)
-        .arg("features")
-        .output()
-        .map_err(io_error("run the OCI runtime"))?;
-    let parsed = serde_json::from_slice(&output.stdout);
-    let mut features: Value =
-        parsed.map_err(|source| Error::Json { path: config.runtime.binary.clone().into(), source })?;
-    without_user_namespaces(&mut features);
-    Ok(features.to_string().into_bytes())
+/// The OCI runtime that the options name, in the only type of options that Task.Create reads too.
+fn named(input: &[u8]) -> Result<Option<String>, Error> {
+    let decode = |source| Error::Message { op: "decode the options", source };
+    let any = Any::parse_from_bytes(input).map_err(decode)?;
+    if any.type_url.trim_start_matches('/') != task::OPTIONS {
+        return Ok(None);
+    }
+    let options = Options::parse_from_bytes(&any.value).map_err(decode)?;
+    Ok(Some(options.binary_name).filter(|name| !name.is_empty()))
 }
 
-/// The kubelet offers user namespaces for pods when it finds these two; a sandbox refuses them.
-fn without_user_namespaces(features: &mut Value) {
-    if let Some(namespaces) = features.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
-        namespaces.retain(|name| name != "user");
+/// What the OCI runtime answers to `features`; older ones do not know the word.
+fn features(binary: &str) -> Result<Option<Vec<u8>>, Error> {
+    let output = Command::new(binary).arg("features").output();
+    let output = output.map_err(|source| Error::File { op: "run", path: binary.into(), source })?;
+    if !output.status.success() {
+        return Ok(None);
     }
-    if let Some(extensions) = features.pointer_mut("/linux/mountExtensions").and_then(Value::as_object_mut) {
-        extensions.remove("idmap");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn only_user_namespaces_are_withheld() {
-        let mut features = json!({ "linux": {
-            "namespaces": ["cgroup", "user", "uts"],
-            "mountExtensions": { "idmap": { "enabled": true }, "other": 1 },
-        }});
-        without_user_namespaces(&mut features);
-        let want = json!({ "linux": { "namespaces": ["cgroup", "uts"], "mountExtensions": { "other": 1 } } });
-        assert_eq!(features, want);
-    }
+    let parsed: Result<Value, _> = serde_json::from_slice(&output.stdout);
+    parsed.map_err(|source| Error::Json { path: binary.into(), source })?;
+    Ok(Some(output.stdout))
 }

@@ -28,7 +28,7 @@ use crate::reaper::Child;
 use crate::standalone;
 
 /// The one type of options that is read. Others come from a client that configures another runtime, and say nothing.
-const OPTIONS: &str = "containerd.runc.v1.Options";
+pub(crate) const OPTIONS: &str = "containerd.runc.v1.Options";
 
 /// For a root file system on a ramdisk; restoring knows it too.
 const NO_PIVOT: &str = "--no-pivot";
