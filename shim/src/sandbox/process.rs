@@ -2,13 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-/// How long a killed process may take to end: the last process of a PID namespace waits for all others in it.
-const END: u16 = 500;
+/// How long a killed process may take to end, and how often it is looked at.
+const END: Duration = Duration::from_millis(500);
+const LOOK: u16 = 1; // Milliseconds.
 
 /// A process, told apart from all others since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +30,10 @@ impl Process {
         start.map(|start| Process { pid, start }).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Kills the process and waits until it has ended; does nothing to another one that has its pid.
+    /// Kills the process and waits until it has ended, or holds nothing of the pod any more; does nothing to another one
+    /// that has its pid. Process 1 of a PID namespace leaves its own namespaces and cgroup first, and then waits until
+    /// those who are to reap the others in it have done so (`zap_pid_ns_processes` in kernel/pid_namespace.c), which after
+    /// the death of the daemon is the business of the node's process 1.
     pub(super) fn kill(&self) -> io::Result<()> {
         let pidfd = match open(self.pid) {
             Ok(pidfd) => pidfd,
@@ -44,11 +49,17 @@ impl Process {
             Err(Errno::ESRCH) => return Ok(()),
             Err(err) => return Err(err.into()),
         }
-        let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut ended, PollTimeout::from(END))? {
-            0 => Err(io::ErrorKind::TimedOut.into()),
-            _ => Ok(()),
+        let deadline = Instant::now() + END;
+        while Instant::now() < deadline {
+            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            // A process that has no namespaces is on its last steps.
+            if poll(&mut ended, LOOK)? > 0
+                || std::fs::read_link(format!("/proc/{}/ns/net", self.pid)).is_err()
+            {
+                return Ok(());
+            }
         }
+        Err(io::ErrorKind::TimedOut.into())
     }
 }
 
