@@ -79,6 +79,7 @@ fn run(args: &Args) -> Result<Vec<u8>, Error> {
         Verb::Info => info::info(),
         Verb::Version => Ok(info::version().into_bytes()),
         Verb::Serve => server::serve(args).map(|()| Vec::new()),
+        Verb::SandboxUser => sandbox::inside::run().map(|()| Vec::new()).map_err(io_error("be the sandbox")),
         Verb::SandboxInit => sandbox::init::run().map(|()| Vec::new()).map_err(io_error("reap")),
     }
 }

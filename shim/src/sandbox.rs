@@ -2,12 +2,14 @@
 //!
 //! There is no pause process. To create the sandbox the daemon enters the pod's network namespace and its own new IPC
 //! and UTS namespaces; containers join `/proc/<pid>/ns/*` of the daemon. Only a shared PID namespace needs a child,
-//! because a process cannot change its own: `sandbox-init`. To stop it the daemon goes back to the node's namespaces,
+//! because a process cannot change its own: `sandbox-init`. So does a user namespace, because the daemon has to stay the
+//! node's root; the daemon then enters the namespaces that the child has made there. To stop it the daemon goes back to the node's namespaces,
 //! and the pod's die as soon as no container holds them, though the daemon lives on until it is told to shut down.
 
 mod cgroup;
 mod files;
 pub(crate) mod init;
+pub(crate) mod inside;
 mod instance;
 pub(crate) mod leftovers;
 mod namespaces;
@@ -17,6 +19,7 @@ pub(crate) mod service;
 mod spec;
 mod state;
 mod update;
+mod user;
 
 use std::io;
 use std::path::PathBuf;
@@ -44,8 +47,16 @@ pub(crate) enum Error {
     Exists(String),
     #[error("sandbox {0} is not running")]
     NotRunning(String),
-    #[error("user namespaces are not supported")]
-    UserNamespace,
+    #[error("user namespace: got mode {0}, want POD or NODE")]
+    UserMode(String),
+    #[error("user namespace: mode NODE has no mappings")]
+    MapsOfNode,
+    #[error("user namespace: got {got} {kind} mappings, want 1")]
+    MapCount { kind: &'static str, got: usize },
+    #[error("user namespace: {kind} mapping of {length} ids from {first} on has no id 0")]
+    NoRoot { kind: &'static str, first: u32, length: u32 },
+    #[error("sandbox-init: {0}")]
+    Inside(String),
     #[error("sandbox options: got {0}, want runtime.v1.PodSandboxConfig")]
     Options(String),
     #[error("decode runtime.v1.PodSandboxConfig")]
@@ -151,7 +162,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Without its process 1 no container can start in a shared PID namespace: the sandbox has ended.
+    /// Without `sandbox-init` no container can start in its namespaces: the sandbox has ended.
     async fn follow(self: Arc<Self>, mut init: Child) {
         let exit = init.exit().await;
         self.has_ended(exit);

@@ -771,7 +771,7 @@ async fn a_sandbox_that_cannot_be_made_leaves_nothing() {
     let client = connect(&pod.start()).await;
     let daemon = pod.daemon().unwrap();
     let user = code(client.create_sandbox(ctx(), &pod.create("", POD, 1, Some(POD))).await);
-    assert_eq!(user, (Code::UNIMPLEMENTED, "user namespaces are not supported".into()));
+    assert_eq!(user, (Code::INVALID_ARGUMENT, "user namespace: got 0 uid mappings, want 1".into()));
     // A path that is no network namespace: found out after files, shared memory and cgroup are made.
     let wrong = code(client.create_sandbox(ctx(), &pod.create("/proc/self/ns/uts", POD, 1, None)).await);
     assert_eq!(wrong.0, Code::INTERNAL);

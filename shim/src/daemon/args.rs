@@ -18,6 +18,8 @@ pub(super) enum Verb {
     Version,
     /// Be process 1 of a pod's shared PID namespace.
     SandboxInit,
+    /// Be the process in a pod's user namespace.
+    SandboxUser,
 }
 
 /// A parsed command line. What containerd does not give is empty.
@@ -53,7 +55,8 @@ impl Args {
                 None => args.verb = verb(word)?,
             }
         }
-        let nameless = matches!(args.verb, Verb::Info | Verb::Version | Verb::SandboxInit);
+        let nameless =
+            matches!(args.verb, Verb::Info | Verb::Version | Verb::SandboxInit | Verb::SandboxUser);
         if !nameless && (args.namespace.is_empty() || args.id.is_empty()) {
             return Err(Error::Incomplete);
         }
@@ -97,6 +100,7 @@ fn verb(word: String) -> Result<Verb, Error> {
         "start" => Ok(Verb::Start),
         "delete" => Ok(Verb::Delete),
         "sandbox-init" => Ok(Verb::SandboxInit),
+        "sandbox-user" => Ok(Verb::SandboxUser),
         _ => Err(Error::Unknown(word)),
     }
 }

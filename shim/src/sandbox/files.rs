@@ -47,23 +47,38 @@ impl Dir {
         written.map_err(|source| Error::File { op: "write", path, source })
     }
 
-    /// Writes the three files that the pod's containers see below `/etc`.
-    pub(super) fn write_etc(&self, hostname: &str, dns: Option<&DNSConfig>) -> Result<(), Error> {
-        self.write("hostname", format!("{hostname}\n").as_bytes())?;
-        self.write("hosts", &read("/etc/hosts")?)?;
-        match dns {
-            Some(dns) => self.write("resolv.conf", resolv_conf(dns).as_bytes()),
-            None => self.write("resolv.conf", &read("/etc/resolv.conf")?),
+    /// Writes the three files that the pod's containers see below `/etc`. `owner` is the node's user and group that the
+    /// pod's root is in a user namespace: the files would be nobody's there, and not to be written.
+    pub(super) fn write_etc(
+        &self,
+        hostname: &str,
+        dns: Option<&DNSConfig>,
+        owner: Option<(u32, u32)>,
+    ) -> Result<(), Error> {
+        let resolv = dns.map_or_else(|| read("/etc/resolv.conf"), |dns| Ok(resolv_conf(dns).into_bytes()))?;
+        let hosts = read("/etc/hosts")?;
+        let files =
+            [("hostname", format!("{hostname}\n").into_bytes()), ("hosts", hosts), ("resolv.conf", resolv)];
+        for (name, content) in files {
+            self.write(name, &content)?;
+            if let Some((uid, gid)) = owner {
+                let path = self.path(name);
+                let given = std::os::unix::fs::chown(&path, Some(uid), Some(gid));
+                given.map_err(|source| Error::File { op: "change the owner of", path, source })?;
+            }
         }
+        Ok(())
     }
 
-    /// Mounts the pod's shared memory.
-    pub(super) fn mount_shm(&self) -> Result<(), Error> {
+    /// Mounts the pod's shared memory, which is `owner`'s.
+    pub(super) fn mount_shm(&self, owner: Option<(u32, u32)>) -> Result<(), Error> {
         let path = self.path("shm");
         let made = std::fs::create_dir(&path);
         made.map_err(|source| Error::File { op: "create", path: path.clone(), source })?;
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        let mounted = mount(Some("shm"), &path, Some("tmpfs"), flags, Some("mode=1777,size=65536k"));
+        let (uid, gid) = owner.unwrap_or_default();
+        let options = format!("mode=1777,size=65536k,uid={uid},gid={gid}");
+        let mounted = mount(Some("shm"), &path, Some("tmpfs"), flags, Some(options.as_str()));
         mounted.map_err(|errno| Error::File { op: "mount", path, source: errno.into() })
     }
 

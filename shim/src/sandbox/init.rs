@@ -1,17 +1,38 @@
-//! `sandbox-init`: process 1 of a pod's shared PID namespace.
+//! `sandbox-init`: process 1 of a pod's shared PID namespace, or the process in a pod's user namespace, or both.
 //!
-//! It reaps what its pod leaves behind and does nothing else. It ends with its standard input, a pipe whose other
-//! end only the daemon holds: when the daemon ends it, and when the daemon is killed. The kernel then kills the rest
-//! of the namespace (pid_namespaces(7)).
+//! It reaps what its pod leaves behind and does nothing else. It ends with its standard input, whose other end only the
+//! daemon holds: when the daemon ends it, and when the daemon is killed. The kernel then kills the rest of the
+//! namespace (pid_namespaces(7)).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use super::Error;
+
+/// This program, to be run with `verb`.
+pub(super) fn command(verb: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(std::env::args_os().next().unwrap_or_default()).arg(verb).current_dir("/");
+    command
+}
+
+/// Sets sysctls of the namespaces that this process is in.
+pub(super) fn set_sysctls(sysctls: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (key, value) in sysctls {
+        let path = format!("/proc/sys/{}", key.replace('.', "/")).into();
+        std::fs::write(&path, value).map_err(|source| Error::File { op: "set", path, source })?;
+    }
+    Ok(())
+}
 
 /// Reaps until standard input ends or SIGTERM comes.
 ///

@@ -2,8 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +19,8 @@ use super::plan::Plan;
 use super::process::Process;
 use super::spec::Facts;
 use super::state::State;
-use super::{Error, Owner};
+use super::user::User;
+use super::{Error, Owner, init, inside};
 use crate::config::Config;
 use crate::error::all;
 use crate::reaper::{Child, Reaper};
@@ -43,7 +43,7 @@ pub(super) struct Instance {
     /// Into the pod's cgroup, or out of it.
     moving: Option<Move>,
     state: State,
-    /// Process 1 of the shared PID namespace, while it runs.
+    /// The process in the pod's PID or user namespace, while it runs.
     pub(super) init: Option<Init>,
 }
 
@@ -72,7 +72,7 @@ fn io_error(op: &'static str) -> impl FnOnce(io::Error) -> Error {
 }
 
 impl Instance {
-    /// Becomes the sandbox that `request` describes. The second value is process 1 of a shared PID namespace.
+    /// Becomes the sandbox that `request` describes. The second value is `sandbox-init`, if there has to be one.
     ///
     /// # Errors
     /// Whatever was made is unmade.
@@ -129,9 +129,10 @@ impl Instance {
     fn enter(&mut self, reaper: &Arc<Reaper>) -> Result<Option<Child>, Error> {
         self.dir.create()?;
         self.state.save(&self.dir)?;
-        self.dir.write_etc(&self.hostname, self.plan.dns())?;
+        let owner = self.plan.user.map(|user| (user.uids.host, user.gids.host));
+        self.dir.write_etc(&self.hostname, self.plan.dns(), owner)?;
         if self.plan.own_ipc {
-            self.dir.mount_shm()?;
+            self.dir.mount_shm(owner)?;
         }
         if let Some(cgroup) = &self.state.cgroup {
             cgroup.make()?;
@@ -143,18 +144,36 @@ impl Instance {
                 path: netns.clone(),
                 source,
             })?;
+        }
+        let init = match self.plan.user {
+            Some(user) => Some(self.start_inside(&user, reaper)?),
+            None => self.become_sandbox(reaper)?,
+        };
+        self.join_cgroup()?;
+        Ok(init)
+    }
+
+    /// The daemon's own namespaces are the pod's, except for a shared PID namespace.
+    fn become_sandbox(&mut self, reaper: &Arc<Reaper>) -> Result<Option<Child>, Error> {
+        if self.plan.netns.is_some() {
             namespaces::new_uts(&self.hostname).map_err(system("make the pod's UTS namespace"))?;
         }
         if self.plan.own_ipc {
             namespaces::new_ipc().map_err(system("make the pod's IPC namespace"))?;
         }
-        for (key, value) in &self.plan.sysctls {
-            let path = format!("/proc/sys/{}", key.replace('.', "/")).into();
-            std::fs::write(&path, value).map_err(|source| Error::File { op: "set", path, source })?;
-        }
-        let init = if self.plan.shared_pid { Some(self.start_init(reaper)?) } else { None };
-        self.join_cgroup()?;
-        Ok(init)
+        init::set_sysctls(&self.plan.sysctls)?;
+        if self.plan.shared_pid { self.start_init(reaper).map(Some) } else { Ok(None) }
+    }
+
+    /// A child makes the pod's namespaces in its user namespace, and the daemon enters all but the user and the PID one.
+    fn start_inside(&mut self, user: &User, reaper: &Arc<Reaper>) -> Result<Child, Error> {
+        let (child, life) = inside::start(&self.plan, user, &self.hostname, reaper)?;
+        self.keep(child.pid, life)?;
+        let names = [("uts", self.plan.netns.is_some()), ("ipc", self.plan.own_ipc)];
+        let names: Vec<_> = names.into_iter().filter_map(|(name, own)| own.then_some(name)).collect();
+        let entered = namespaces::enter_of(child.pid, &names);
+        entered.map_err(io_error("enter the namespaces of sandbox-init"))?;
+        Ok(child)
     }
 
     /// The last step: nothing after it can fail, and none waits for it.
@@ -183,17 +202,21 @@ impl Instance {
     fn start_init(&mut self, reaper: &Arc<Reaper>) -> Result<Child, Error> {
         let start = || {
             let (end, life) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-            let mut command = Command::new("/proc/self/exe");
-            command.arg0(std::env::args_os().next().unwrap_or_default()).arg("sandbox-init").current_dir("/");
+            let mut command = init::command("sandbox-init");
             command.stdin(end).stdout(Stdio::null()).stderr(Stdio::null());
-            let child = namespaces::in_new_pid(|| reaper.spawn(&mut command))?;
-            io::Result::Ok((Init { process: Process::of(child.pid)?, life, followed: None }, child))
+            io::Result::Ok((namespaces::in_new_pid(|| reaper.spawn(&mut command))?, life))
         };
-        let (init, child) = start().map_err(io_error("start sandbox-init"))?;
-        self.state.init = Some(init.process);
-        self.init = Some(init);
-        self.state.save(&self.dir)?;
+        let (child, life) = start().map_err(io_error("start sandbox-init"))?;
+        self.keep(child.pid, life)?;
         Ok(child)
+    }
+
+    /// `delete` must know the process too.
+    fn keep(&mut self, pid: u32, life: OwnedFd) -> Result<(), Error> {
+        let process = Process::of(pid).map_err(io_error("start sandbox-init"))?;
+        self.init = Some(Init { process, life, followed: None });
+        self.state.init = Some(process);
+        self.state.save(&self.dir)
     }
 
     /// Goes back to the node's namespaces and cgroups, and unmounts. Not the files: a status may still be asked for.

@@ -1,16 +1,19 @@
 //! Where the shim's process becomes the pod's sandbox, and where it comes back.
 //!
 //! The only file of the crate that enters or makes namespaces. setns(2) and unshare(2) move the calling thread; the
-//! daemon has one thread, so here they move the process, and `/proc/<pid>/ns/*` of the daemon are the pod's.
+//! daemon has one thread, so here they move the process, and `/proc/<pid>/ns/*` of the daemon are the pod's. User
+//! namespaces are for `sandbox-init` only: the daemon stays the node's root.
 
 #![expect(clippy::disallowed_methods, reason = "the file that ARCHITECTURE.md names for this")]
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{ForkResult, fork};
 
 /// Open descriptors of the node's own namespaces.
 #[derive(Debug)]
@@ -59,4 +62,53 @@ pub(super) fn in_new_pid<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result
     // Also when it could not be spawned: every later child of the daemon would be in the new namespace.
     setns(own, CloneFlags::CLONE_NEWPID)?;
     spawned
+}
+
+/// Enters namespaces that `pid` is in: `ipc`, `uts`.
+pub(super) fn enter_of(pid: u32, names: &[&str]) -> io::Result<()> {
+    for name in names {
+        // No flag: the name says which kind it is.
+        setns(File::open(format!("/proc/{pid}/ns/{name}"))?, CloneFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Enters a new user namespace, in which nobody is anybody until it is given maps.
+pub(super) fn new_user() -> Result<(), Errno> {
+    unshare(CloneFlags::CLONE_NEWUSER)
+}
+
+/// Enters the user namespace that the network namespace of this process belongs to; `EINVAL` if that is its own already.
+pub(super) fn enter_user_of_net() -> io::Result<()> {
+    let net = File::open("/proc/thread-self/ns/net")?;
+    // SAFETY: the request takes no argument, and answers with a new descriptor or an error.
+    let user = unsafe { ns_get_userns(net.as_raw_fd()) }?;
+    // SAFETY: the kernel has just made the descriptor, for this caller alone.
+    let user = unsafe { OwnedFd::from_raw_fd(user) };
+    Ok(setns(user, CloneFlags::CLONE_NEWUSER)?)
+}
+
+nix::ioctl_none_bad!(
+    /// Opens the user namespace that owns a namespace (ioctl_ns(2)).
+    ns_get_userns,
+    libc::NS_GET_USERNS as libc::c_ulong
+);
+
+/// Which of two processes this is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fork {
+    /// The one before the fork, with the other's pid.
+    Parent(u32),
+    Child,
+}
+
+/// Makes a PID namespace and a copy of this process as its process 1. Without an exec: that would open the process to
+/// ptrace(2) from within the pod. Only for `sandbox-init`, which has one thread by then and ever.
+pub(super) fn fork_into_new_pid() -> Result<Fork, Errno> {
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    // SAFETY: no other thread can hold a lock that the copy would wait for: there is none.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Fork::Parent(child.as_raw().unsigned_abs())),
+        ForkResult::Child => Ok(Fork::Child),
+    }
 }

@@ -8,6 +8,7 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Enum, Message};
 
 use super::Error;
+use super::user::User;
 use crate::proto::cri::{DNSConfig, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 /// The type of the options that CRI sends.
@@ -15,8 +16,10 @@ const CONFIG: &str = "runtime.v1.PodSandboxConfig";
 
 /// Sysctls of the pod's network that containerd sets too, unless the pod says otherwise: any process may bind low
 /// ports and send pings, as no port or packet can leave the pod's own network.
-const DEFAULTS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+const DEFAULTS: [(&str, &str); 2] = [("net.ipv4.ip_unprivileged_port_start", "0"), (PINGS, "0 2147483647")];
+
+/// Not set in a user namespace, to which not all of the groups are mapped.
+const PINGS: &str = "net.ipv4.ping_group_range";
 
 /// `kernel.*` of an IPC namespace (ipc_namespaces(7)).
 const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
@@ -32,6 +35,8 @@ pub(super) struct Plan {
     pub(super) own_ipc: bool,
     /// Whether the pod's containers share a PID namespace, which needs a process 1.
     pub(super) shared_pid: bool,
+    /// The pod's user namespace; `None` in the node's.
+    pub(super) user: Option<User>,
     /// Only such as belong to a namespace of the pod's own.
     pub(super) sysctls: BTreeMap<String, String>,
 }
@@ -44,23 +49,21 @@ impl Plan {
     pub(super) fn of(request: CreateSandboxRequest) -> Result<Plan, Error> {
         let config = request.options.into_option().map_or(Ok(PodSandboxConfig::new()), |any| decode(&any))?;
         let namespaces = namespaces(&config);
-        if let Some(user) = namespaces.userns_options.as_ref()
-            && user.mode.enum_value() != Ok(NamespaceMode::NODE)
-        {
-            return Err(Error::UserNamespace);
-        }
+        let user = namespaces.userns_options.as_ref().map_or(Ok(None), User::of)?;
         let node = |mode: protobuf::EnumOrUnknown<NamespaceMode>| mode.value() == NamespaceMode::NODE.value();
         let netns = Some(PathBuf::from(request.netns_path));
         let mut plan = Plan {
             netns: netns.filter(|path| !path.as_os_str().is_empty() && !node(namespaces.network)),
             own_ipc: !node(namespaces.ipc),
             shared_pid: namespaces.pid.value() == NamespaceMode::POD.value(),
+            user,
             sysctls: linux(&config).sysctls.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             config,
         };
         plan.check_sysctls()?;
         if plan.netns.is_some() {
-            for (key, value) in DEFAULTS {
+            let user = plan.user;
+            for (key, value) in DEFAULTS.into_iter().filter(|(key, _)| user.is_none() || *key != PINGS) {
                 plan.sysctls.entry(key.into()).or_insert_with(|| value.into());
             }
         }
@@ -114,7 +117,7 @@ fn decode(any: &Any) -> Result<PodSandboxConfig, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::cri::{LinuxSandboxSecurityContext, UserNamespace};
+    use crate::proto::cri::{IDMapping, LinuxSandboxSecurityContext, UserNamespace};
 
     fn request(netns: &str, namespaces: NamespaceOption, sysctls: &[(&str, &str)]) -> CreateSandboxRequest {
         let security =
@@ -151,14 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused() {
-        let modes =
-            [(NamespaceMode::POD, false), (NamespaceMode::NODE, true), (NamespaceMode::CONTAINER, false)];
-        for (mode, allowed) in modes {
-            let user = UserNamespace { mode: mode.into(), ..Default::default() };
-            let namespaces = NamespaceOption { userns_options: Some(user).into(), ..Default::default() };
-            assert_eq!(Plan::of(request("", namespaces, &[])).is_ok(), allowed, "{mode:?}");
-        }
+    fn a_pod_with_a_user_namespace_maps_not_all_groups_that_ping() {
+        let map = IDMapping { host_id: 1000, length: 65536, ..Default::default() };
+        let user = UserNamespace { uids: vec![map.clone()], gids: vec![map], ..Default::default() };
+        let namespaces = NamespaceOption { userns_options: Some(user).into(), ..Default::default() };
+        let plan = Plan::of(request("/run/netns/a", namespaces, &[])).unwrap();
+        assert_eq!(plan.user.unwrap().uids.host, 1000);
+        assert_eq!(Vec::from_iter(plan.sysctls.keys()), ["net.ipv4.ip_unprivileged_port_start"]);
     }
 
     #[test]

@@ -44,10 +44,14 @@ impl Error {
             Error::Unknown(_) => Code::NOT_FOUND,
             Error::Exists(_) => Code::ALREADY_EXISTS,
             Error::NotRunning(_) => Code::FAILED_PRECONDITION,
-            Error::UserNamespace => Code::UNIMPLEMENTED,
-            Error::Options(_) | Error::Decode(_) | Error::NodeSysctl(_) | Error::CgroupParent(_) => {
-                Code::INVALID_ARGUMENT
-            }
+            Error::Options(_)
+            | Error::Decode(_)
+            | Error::NodeSysctl(_)
+            | Error::CgroupParent(_)
+            | Error::UserMode(_)
+            | Error::MapsOfNode
+            | Error::MapCount { .. }
+            | Error::NoRoot { .. } => Code::INVALID_ARGUMENT,
             _ => Code::INTERNAL,
         }
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::Dir;
 use super::plan::{self, Plan};
+use super::user::Range;
 
 /// What containers of a pod may need to know of it.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(super) struct Facts<'a> {
     pub(super) cgroups_path: Option<&'a str>,
     /// The process with the pod's network, IPC and UTS namespaces.
     pub(super) own: u32,
-    /// The process that containerd is told; it has the pod's PID namespace too.
+    /// The process that containerd is told; it has the pod's PID and user namespaces too.
     pub(super) reported: u32,
 }
 
@@ -36,7 +37,14 @@ impl Facts<'_> {
         if self.plan.shared_pid {
             namespaces.push(json!({ "type": "pid", "path": of("pid") }));
         }
+        if self.plan.user.is_some() {
+            namespaces.push(json!({ "type": "user", "path": of("user") }));
+        }
         let mut linux = json!({ "namespaces": namespaces, "sysctl": self.plan.sysctls });
+        if let Some(user) = self.plan.user {
+            let map = |ids: Range| json!([{ "containerID": 0, "hostID": ids.host, "size": ids.length }]);
+            (linux["uidMappings"], linux["gidMappings"]) = (map(user.uids), map(user.gids));
+        }
         if let Some(path) = self.cgroups_path {
             linux["cgroupsPath"] = path.into();
         }
@@ -79,10 +87,12 @@ impl Facts<'_> {
             }
             self.adapt_shm(mounts);
         }
-        for namespace in
-            spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut).into_iter().flatten()
-        {
-            self.adapt_namespace(namespace);
+        if let Some(namespaces) = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
+            if self.plan.user.is_some() {
+                namespaces
+                    .retain(|namespace| !self.own_name(namespace).is_some_and(|name| self.is_nodes(name)));
+            }
+            namespaces.iter_mut().for_each(|namespace| self.adapt_namespace(namespace));
         }
     }
 
@@ -103,11 +113,27 @@ impl Facts<'_> {
     /// A path to a namespace of the reported process, or of process 1, which is a client's word for the sandbox, gets
     /// the process that surely has it. All other paths are meant as they are.
     fn adapt_namespace(&self, namespace: &mut Value) {
+        if let Some(name) = self.own_name(namespace) {
+            let pid = if matches!(name, "pid" | "user") { self.reported } else { self.own };
+            namespace["path"] = format!("/proc/{pid}/ns/{name}").into();
+        }
+    }
+
+    /// The kernel's name of a namespace of the sandbox.
+    fn own_name<'a>(&self, namespace: &'a Value) -> Option<&'a str> {
         let own = [format!("/proc/{}/ns/", self.reported), "/proc/1/ns/".to_owned()];
         let path = namespace["path"].as_str().unwrap_or_default();
-        if let Some(name) = own.iter().find_map(|prefix| path.strip_prefix(prefix.as_str())) {
-            let pid = if name == "pid" { self.reported } else { self.own };
-            namespace["path"] = format!("/proc/{pid}/ns/{name}").into();
+        own.iter().find_map(|prefix| path.strip_prefix(prefix.as_str()))
+    }
+
+    /// Whether the sandbox has the node's. The OCI runtime has it then too, and hands it on if the configuration does not
+    /// name it; to join it from within a user namespace nobody has the right, and runc before 1.2 tries that.
+    fn is_nodes(&self, name: &str) -> bool {
+        match name {
+            "net" | "uts" => self.plan.netns.is_none(),
+            "ipc" => !self.plan.own_ipc,
+            "pid" => !self.plan.shared_pid,
+            _ => false,
         }
     }
 }
