@@ -7,6 +7,7 @@
 //! and the pod's die as soon as no container holds them, though the daemon lives on until it is told to shut down.
 
 mod cgroup;
+mod confine;
 mod files;
 pub(crate) mod init;
 pub(crate) mod inside;
@@ -133,14 +134,16 @@ impl Sandbox {
     /// Leaves it alone where there is no sandbox.
     ///
     /// # Errors
-    /// If the sandbox has ended: the container would run in the node's namespaces.
+    /// If the sandbox has ended: the container would run in the node's namespaces. If `sandbox-init` is not fit to be
+    /// seen by a container.
     pub(crate) fn adapt_spec(&self, spec: &mut Value) -> Result<(), Error> {
-        let Some(instance) = &*self.instance() else {
+        let Some(instance) = &mut *self.instance() else {
             return Ok(());
         };
         if !self.is_running(instance) {
             return Err(Error::NotRunning(self.owner.id.clone()));
         }
+        instance.await_init()?;
         instance.facts().adapt(spec);
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! The daemon must stay the node's root, and IPC, UTS and PID namespaces belong to the user namespace that they are made
 //! in (user_namespaces(7)); mounting `/proc` in a container, for one, needs a PID namespace of the container's own user
-//! namespace. So a child goes in and makes them there, after its exec: it keeps the program's memory out of the pod's
+//! namespace. So a child goes in and makes them there, after its exec: that keeps the program's memory out of the pod's
 //! reach, because ptrace(2) asks for a capability over the user namespace of the exec. Then it lives on as
 //! `sandbox-init`; where the pod shares a PID namespace, it is a child of the child, which alone is in that.
 //!
@@ -16,25 +16,21 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 
+use super::confine::{confine, empty_root};
+use super::init::{self, hear, say};
 use super::plan::Plan;
 use super::user::User;
-use super::{Error, init, namespaces};
-use crate::error::chain;
+use super::{Error, namespaces};
 use crate::reaper::{Child, Reaper};
 
-/// How long the daemon waits for a line; a child takes a millisecond.
-const ANSWER: Duration = Duration::from_secs(5);
 const MAP: &str = "map";
 
 /// What the child is to make.
@@ -64,7 +60,7 @@ pub(super) fn start(
     user: &User,
     hostname: &str,
     reaper: &Arc<Reaper>,
-) -> Result<(Child, OwnedFd), Error> {
+) -> Result<(Child, UnixStream), Error> {
     let birth = Birth {
         new_user: plan.netns.is_none(),
         ipc: plan.own_ipc,
@@ -72,10 +68,7 @@ pub(super) fn start(
         hostname: plan.netns.is_some().then(|| hostname.to_owned()),
         sysctls: plan.sysctls.clone(),
     };
-    let (ours, theirs) = UnixStream::pair().map_err(io_error("make a socket for sandbox-init"))?;
-    ours.set_read_timeout(Some(ANSWER)).map_err(io_error("make a socket for sandbox-init"))?;
-    let mut command = init::command("sandbox-user");
-    command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+    let (mut command, ours) = init::command("sandbox-user").map_err(io_error("start sandbox-init"))?;
     let first = reaper.spawn(&mut command);
     // Our copy of the other end: without it the child's death is the end of the conversation.
     drop(command);
@@ -94,18 +87,7 @@ pub(super) fn start(
     let reply = hear(&mut replies)?;
     let pid = reply.parse().ok().ok_or(Error::Inside(reply))?;
     let child = if pid == first.pid { first } else { reaper.watch(pid) };
-    Ok((child, ours.into()))
-}
-
-fn say(mut to: &UnixStream, line: &str) -> Result<(), Error> {
-    to.write_all(format!("{line}\n").as_bytes()).map_err(io_error("talk to sandbox-init"))
-}
-
-/// Empty if the other end has gone.
-fn hear(from: &mut impl BufRead) -> Result<String, Error> {
-    let mut line = String::new();
-    from.read_line(&mut line).map_err(io_error("listen to sandbox-init"))?;
-    Ok(line.trim_end_matches('\n').to_owned())
+    Ok((child, ours))
 }
 
 /// The child's side, in a process that has never had a second thread. Returns at the end of `sandbox-init`, and in the
@@ -114,17 +96,10 @@ fn hear(from: &mut impl BufRead) -> Result<String, Error> {
 /// # Errors
 /// The daemon is told too.
 pub(crate) fn run() -> io::Result<()> {
-    let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let stays = match enter(&daemon) {
-        Ok(stays) => stays,
-        Err(err) => {
-            let text = chain(&err);
-            say(&daemon, &text).map_err(io::Error::other)?;
-            return Err(io::Error::other(text));
-        }
-    };
+    let daemon = init::daemon()?;
+    let stays = enter(&daemon).map_err(|err| init::fail(&daemon, &err))?;
     drop(daemon);
-    if stays { init::run() } else { Ok(()) }
+    if stays { init::reap_until_end() } else { Ok(()) }
 }
 
 /// Goes into the user namespace, makes the others, and tells the daemon. Whether this process stays.
@@ -132,6 +107,8 @@ fn enter(daemon: &UnixStream) -> Result<bool, Error> {
     let mut lines = BufReader::new(daemon);
     let birth: Birth =
         serde_json::from_str(&hear(&mut lines)?).map_err(|err| io_error("read what to make")(err.into()))?;
+    // Only the node's root may make a mount, even one that is nowhere.
+    let root = empty_root().map_err(system("make an empty root"))?;
     setgroups(&[]).map_err(system("leave the node's groups"))?;
     if birth.new_user {
         namespaces::new_user().map_err(system("make the pod's user namespace"))?;
@@ -151,14 +128,15 @@ fn enter(daemon: &UnixStream) -> Result<bool, Error> {
         namespaces::new_ipc().map_err(system("make the pod's IPC namespace"))?;
     }
     init::set_sysctls(&birth.sysctls)?;
-    // What a container could reach otherwise is the node's file tree, `/proc/1/root`.
-    nix::sys::prctl::set_dumpable(false).map_err(system("keep the pod from looking in"))?;
-    let other = match birth.pid {
-        true => namespaces::fork_into_new_pid().map_err(system("start process 1"))?,
-        false => namespaces::Fork::Parent(std::process::id()),
-    };
-    match other {
-        namespaces::Fork::Child => Ok(true),
-        namespaces::Fork::Parent(pid) => say(daemon, &pid.to_string()).map(|()| !birth.pid),
+    if birth.pid {
+        namespaces::new_pid().map_err(system("make the pod's PID namespace"))?;
+    }
+    confine(&root).map_err(system("confine sandbox-init"))?;
+    if !birth.pid {
+        return say(daemon, &std::process::id().to_string()).map(|()| true);
+    }
+    match namespaces::fork_alone().map_err(system("start process 1"))? {
+        Some(pid) => say(daemon, &pid.to_string()).map(|()| false),
+        None => Ok(true),
     }
 }

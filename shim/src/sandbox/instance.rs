@@ -1,14 +1,12 @@
 //! What makes this process a pod's sandbox, step by step, and back.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::io::{self, BufReader};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -51,7 +49,8 @@ pub(super) struct Instance {
 #[derive(Debug)]
 pub(super) struct Init {
     process: Process,
-    life: OwnedFd,
+    life: UnixStream,
+    is_ready: bool,
     /// Over when the process has been reaped.
     pub(super) followed: Option<JoinHandle<()>>,
 }
@@ -168,7 +167,7 @@ impl Instance {
     /// A child makes the pod's namespaces in its user namespace, and the daemon enters all but the user and the PID one.
     fn start_inside(&mut self, user: &User, reaper: &Arc<Reaper>) -> Result<Child, Error> {
         let (child, life) = inside::start(&self.plan, user, &self.hostname, reaper)?;
-        self.keep(child.pid, life)?;
+        self.keep(child.pid, life, true)?;
         let names = [("uts", self.plan.netns.is_some()), ("ipc", self.plan.own_ipc)];
         let names: Vec<_> = names.into_iter().filter_map(|(name, own)| own.then_some(name)).collect();
         let entered = namespaces::enter_of(child.pid, &names);
@@ -201,22 +200,32 @@ impl Instance {
 
     fn start_init(&mut self, reaper: &Arc<Reaper>) -> Result<Child, Error> {
         let start = || {
-            let (end, life) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-            let mut command = init::command("sandbox-init");
-            command.stdin(end).stdout(Stdio::null()).stderr(Stdio::null());
+            let (mut command, life) = init::command("sandbox-init")?;
             io::Result::Ok((namespaces::in_new_pid(|| reaper.spawn(&mut command))?, life))
         };
         let (child, life) = start().map_err(io_error("start sandbox-init"))?;
-        self.keep(child.pid, life)?;
+        self.keep(child.pid, life, false)?;
         Ok(child)
     }
 
     /// `delete` must know the process too.
-    fn keep(&mut self, pid: u32, life: OwnedFd) -> Result<(), Error> {
+    fn keep(&mut self, pid: u32, life: UnixStream, is_ready: bool) -> Result<(), Error> {
         let process = Process::of(pid).map_err(io_error("start sandbox-init"))?;
-        self.init = Some(Init { process, life, followed: None });
+        self.init = Some(Init { process, life, is_ready, followed: None });
         self.state.init = Some(process);
         self.state.save(&self.dir)
+    }
+
+    /// Waits until containers may come to `sandbox-init`. Asked when the first one does, it has said so long ago.
+    pub(super) fn await_init(&mut self) -> Result<(), Error> {
+        if let Some(init) = self.init.as_mut().filter(|init| !init.is_ready) {
+            let said = init::hear(&mut BufReader::new(&init.life))?;
+            init.is_ready = said == init::READY;
+            if !init.is_ready {
+                return Err(Error::Inside(said));
+            }
+        }
+        Ok(())
     }
 
     /// Goes back to the node's namespaces and cgroups, and unmounts. Not the files: a status may still be asked for.

@@ -94,21 +94,17 @@ nix::ioctl_none_bad!(
     libc::NS_GET_USERNS as libc::c_ulong
 );
 
-/// Which of two processes this is.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Fork {
-    /// The one before the fork, with the other's pid.
-    Parent(u32),
-    Child,
+/// The next child is process 1 of a new PID namespace.
+pub(super) fn new_pid() -> Result<(), Errno> {
+    unshare(CloneFlags::CLONE_NEWPID)
 }
 
-/// Makes a PID namespace and a copy of this process as its process 1. Without an exec: that would open the process to
-/// ptrace(2) from within the pod. Only for `sandbox-init`, which has one thread by then and ever.
-pub(super) fn fork_into_new_pid() -> Result<Fork, Errno> {
-    unshare(CloneFlags::CLONE_NEWPID)?;
+/// Makes a copy of this process, `None` to itself. Without an exec: that would open the process to ptrace(2) from within
+/// its user namespace. Only for `sandbox-init`, which has one thread by then and ever.
+pub(super) fn fork_alone() -> Result<Option<u32>, Errno> {
     // SAFETY: no other thread can hold a lock that the copy would wait for: there is none.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Fork::Parent(child.as_raw().unsigned_abs())),
-        ForkResult::Child => Ok(Fork::Child),
+        ForkResult::Parent { child } => Ok(Some(child.as_raw().unsigned_abs())),
+        ForkResult::Child => Ok(None),
     }
 }

@@ -118,6 +118,38 @@ async fn process_1_in_a_path_is_the_sandbox() {
     }
 }
 
+/// For a container that may look into any process of its pod (CAP_SYS_PTRACE), as a debugger may.
+#[tokio::test]
+async fn process_1_of_a_pod_is_no_door_to_the_node() {
+    let secret = tempfile::tempdir().unwrap();
+    fs::write(secret.path().join("file"), "").unwrap();
+    let path = secret.path().display();
+    let script = format!(
+        "exec 2>&1; sleep 1001 & ls /proc/$!/root/bin/sh && echo may look; \
+         ls /proc/1/root{path}/file /proc/1/root/../../..{path}/file /proc/1/cwd{path}/file && echo root; \
+         cat /proc/1/mountinfo; cat /proc/1/environ; echo end; exec sleep 1000"
+    );
+    for (pod, want) in [
+        (Pod::new().await, Want { pid: POD, ..Want::own() }),
+        (Pod::with_user_namespace().await, Want { pid: POD, ..Want::user() }),
+    ] {
+        let sandbox = pod.up(&want).await;
+        let container = pod.launch(pod.bundle("one", sandbox, &want, &script)).await;
+        let printed = || fs::read_to_string(&container.output).unwrap();
+        until("the container has tried", || printed().ends_with("end\n"));
+        let is_error = |line: &&str| line.starts_with("ls: ") || line.starts_with("cat: ");
+        let text = printed();
+        let lines: Vec<&str> = text.lines().filter(|line| !is_error(line)).collect();
+        assert_eq!(lines[1..], ["may look", "end"], "{text}");
+        let status = fs::read_to_string(format!("/proc/{sandbox}/status")).unwrap();
+        let lines: Vec<&str> = status.lines().filter(|line| line.starts_with("Cap")).collect();
+        let privileged = lines.iter().filter(|line| !line.ends_with("0000000000000000"));
+        assert_eq!(Vec::from_iter(privileged.map(|line| line.split(':').next().unwrap())), ["CapBnd"]);
+        end(&pod, &container).await;
+        pod.down().await;
+    }
+}
+
 #[tokio::test]
 async fn kill_all_in_a_shared_pid_namespace_spares_the_other_containers() {
     let pod = Pod::new().await;
