@@ -18,6 +18,7 @@ pub(crate) mod pod;
 pub(crate) mod reaper;
 pub(crate) mod record;
 pub(crate) mod sandbox;
+pub(crate) mod signals;
 pub(crate) mod standalone;
 pub(crate) mod state;
 pub(crate) mod task;

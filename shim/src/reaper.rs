@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
+
+use crate::signals::Signals;
 
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +80,17 @@ impl Reaper {
     /// Begins to reap, in a task of the current runtime.
     ///
     /// # Errors
-    /// If the handler for `SIGCHLD` cannot be installed.
+    /// If `SIGCHLD` cannot be watched for.
     pub(crate) fn start() -> io::Result<Arc<Reaper>> {
-        let mut ended = signal(SignalKind::child())?;
+        let ended = Signals::of(&[Signal::SIGCHLD])?;
         let reaper = Arc::new(Reaper::default());
         let of_task = Arc::clone(&reaper);
         tokio::spawn(async move {
-            while ended.recv().await.is_some() {
-                of_task.reap();
+            loop {
+                match ended.next().await {
+                    Ok(_) => of_task.reap(),
+                    Err(err) => return log::error!("watch for ended children: {err}"),
+                }
             }
         });
         Ok(reaper)

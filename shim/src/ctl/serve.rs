@@ -6,28 +6,25 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::Signal;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use super::Error;
 use crate::config::Config;
 use crate::network::{self, Scope};
+use crate::signals::Signals;
 
 /// Serves on `<run_dir>/weft.sock`, mode 0600: whoever may read the store may connect.
 pub(super) async fn run(config: Config) -> Result<(), Error> {
     let path = config.run_dir.join("weft.sock");
     let failed = |source| Error::Serve { path: path.clone(), source };
     let listener = listen(&path).and_then(tokio::net::UnixListener::from_std).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let end = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed)?;
     let service = network::service(Arc::new(config), Scope::Node);
     let mut server = Server::new().add_listener(Listener::from(listener)).register_service(service);
     server.start().await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    end.next().await.map_err(failed)?;
     server.shutdown().await?;
     std::fs::remove_file(&path).map_err(failed)
 }

@@ -11,8 +11,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::transport::Listener;
@@ -26,6 +26,7 @@ use crate::events::Events;
 use crate::network::{self, Scope};
 use crate::reaper::{self, Reaper};
 use crate::sandbox::{self, Sandbox};
+use crate::signals::Signals;
 use crate::task::{self, TaskContext, Tasks};
 
 /// How long containerd may take for the last events; a client that has gone takes none.
@@ -139,8 +140,7 @@ fn not_served() -> HashMap<String, Service> {
 /// A containerd whose client has gone away kills `start`, or reads its answer no more, and does not run `delete`
 /// (`startShim` in core/runtime/v2/shim_manager.go): then nobody ever connects, and no call comes.
 async fn until_idle(idle: &Notify, peers: &Peers, nothing_left: impl Fn() -> bool) -> Result<(), Error> {
-    let mut term = signal(SignalKind::terminate()).map_err(io_error("handle SIGTERM"))?;
-    let mut int = signal(SignalKind::interrupt()).map_err(io_error("handle SIGINT"))?;
+    let signals = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(io_error("watch for signals"))?;
     let mut welcome = pin!(sleep(WELCOME));
     let mut is_new = true;
     loop {
@@ -152,8 +152,10 @@ async fn until_idle(idle: &Notify, peers: &Peers, nothing_left: impl Fn() -> boo
                     return Ok(());
                 }
             }
-            _ = term.recv() => log::info!("SIGTERM is ignored while a pod lives"),
-            _ = int.recv() => log::info!("SIGINT is ignored while a pod lives"),
+            signal = signals.next() => {
+                let signal = signal.map_err(io_error("watch for signals"))?;
+                log::info!("{signal} is ignored while a pod lives");
+            }
         }
     }
 }

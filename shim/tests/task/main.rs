@@ -121,6 +121,16 @@ async fn twenty_mebibytes_of_input_come_back_as_they_were() {
 }
 
 #[tokio::test]
+async fn a_process_begins_with_no_signal_blocked() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("signals", "grep SigBlk /proc/self/status");
+    let output = shim.run(&bundle).await;
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    shim.delete(&bundle, "").await.unwrap();
+    assert_eq!(text(output.await.unwrap()), "SigBlk:\t0000000000000000\n");
+}
+
+#[tokio::test]
 async fn input_ends_with_close_io_and_not_before() {
     let shim = Shim::new().await;
     let bundle = shim.bundle("stdin", "cat; echo end");
