@@ -18,6 +18,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::memory;
 use crate::reaper::{Child, Reaper};
 
 /// An OCI runtime as one container uses it.
@@ -239,8 +240,9 @@ impl Runtime {
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
-        // A bundle may be gone when its container is deleted. runc would report readiness to our service manager.
-        command.arg(verb).current_dir("/").env_remove("NOTIFY_SOCKET");
+        // A bundle may be gone when its container is deleted. runc would report readiness to our service manager, and how
+        // memory is allocated is its own business.
+        command.arg(verb).current_dir("/").env_remove("NOTIFY_SOCKET").env_remove(memory::TUNABLES.0);
         command
     }
 

@@ -45,6 +45,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::config::Config;
 use crate::events::Events;
+use crate::memory;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 
@@ -375,7 +376,9 @@ impl Task for Service {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    match tokio::spawn(work).await {
+    let done = tokio::spawn(work).await;
+    memory::give_back_soon();
+    match done {
         Ok(result) => Ok(result?),
         Err(err) => Err(crate::error::status(ttrpc::Code::INTERNAL, &err)),
     }

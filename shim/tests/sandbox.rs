@@ -640,6 +640,8 @@ async fn a_shared_pid_namespace_has_a_process_1_that_reaps() {
     let status_of = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let in_both = status_of.lines().find(|line| line.starts_with("NSpid:")).unwrap();
     assert_eq!(in_both.split_whitespace().last(), Some("1"));
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment.is_empty(), "what containerd knows is not for the pod: {environment:?}");
 
     let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let orphan =

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use super::args::Args;
 use super::{Error, io_error, socket};
 use crate::config::Config;
+use crate::memory;
 
 /// Containers of one group share a shim: annotations of the OCI configuration that name it, the first wins.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
@@ -127,6 +128,7 @@ fn spawn(args: &Args, question: &Question, listener: OwnedFd) -> io::Result<()> 
     if let Some(events) = &question.events {
         daemon.env("TTRPC_ADDRESS", events);
     }
+    daemon.env(memory::TUNABLES.0, memory::TUNABLES.1);
     daemon.stdin(listener).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(drop)
 }
 

@@ -19,6 +19,7 @@ use ttrpc::{Code, Result};
 
 use super::{Error, Sandbox, update};
 use crate::error::{chain, status};
+use crate::memory;
 use crate::task::{Meter, Tasks};
 
 /// The type of an OCI configuration in JSON.
@@ -87,6 +88,7 @@ impl sandbox_async::Sandbox for Server {
         request: CreateSandboxRequest,
     ) -> Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
+        memory::give_back_soon();
         self.0.create(request).map_err(|err| reply(&err))?;
         Ok(CreateSandboxResponse::new())
     }
