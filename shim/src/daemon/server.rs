@@ -4,7 +4,7 @@
 //! `/proc/<pid>/ns` shows the namespaces of the main one.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -33,6 +33,8 @@ use crate::task::{self, TaskContext, Tasks};
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long whoever has run `start` may take to connect: containerd does so at once.
 const WELCOME: Duration = Duration::from_secs(15);
+/// Events of descriptors that are taken from the kernel at once: room for 1024, as by default, is 12 kB.
+const IO_EVENTS: usize = 64;
 /// How long clients may take to read their last answers and hang up.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -62,13 +64,16 @@ pub(super) fn serve(args: &Args) -> Result<(), Error> {
     reaper::become_subreaper().map_err(system("become a subreaper"))?;
     prefer_containers_when_memory_is_short();
     let config = Arc::new(Config::load()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().max_io_events_per_tick(IO_EVENTS).build();
     runtime.map_err(io_error("start the event loop"))?.block_on(run(args, config, listener, path))
 }
 
 /// `start` has put the listener where standard input was.
 fn take_listener() -> Result<StdUnixListener, Error> {
-    let fd = std::io::stdin().as_fd().try_clone_to_owned().map_err(io_error("take the listener"))?;
+    // SAFETY: descriptor 0 is open as long as the process. `std::io::stdin` would make a buffer of 8 kB that stays.
+    let stdin = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
+    let fd = stdin.try_clone_to_owned().map_err(io_error("take the listener"))?;
     let listener = StdUnixListener::from(fd);
     let null = std::fs::File::open("/dev/null").map_err(io_error("open /dev/null"))?;
     nix::unistd::dup2_stdin(null).map_err(system("close standard input"))?;
