@@ -101,6 +101,13 @@ impl Table {
         self.rows.push(cells.map(|cell| cell.unwrap_or_else(none)).collect());
     }
 
+    /// One more row whose `value` is to be no more than `most`.
+    pub(crate) fn bounded(&mut self, mut cells: Vec<String>, ratio: f64, value: f64, most: f64) {
+        let reached = if value <= most { "yes" } else { "**no**" };
+        cells.extend([format!("{ratio:.3}"), format!("weft ≤ {most}"), reached.to_owned()]);
+        self.rows.push(cells);
+    }
+
     fn widths(&self) -> Vec<usize> {
         let columns = 0..self.rows.iter().map(Vec::len).max().unwrap_or_default();
         columns
