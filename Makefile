@@ -11,13 +11,14 @@ export WEFT_CACHE := $(CACHE)
 RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
 
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
-  iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck
+  iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck \
+  qemu-system-x86 cpio kmod xz-utils zstd
 
 DESTDIR ?=
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build demo test test-kubernetes soak lint fmt bench install uninstall clean
+.PHONY: help deps tools build demo test test-kubernetes test-vm soak lint fmt bench install uninstall clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -57,10 +58,13 @@ test-kubernetes: build tools ## a real Kubernetes node whose pods weft runs; bui
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) WEFT_KUBERNETES_DIR=$$(conformance/tools/kubernetes/build.sh) \
 	  cargo test -p weft-conformance --test kubernetes -- --ignored --test-threads=1
 
+test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default) or 6.12, with cgroup v2, in a VM without KVM
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh $(or $(KERNEL),6.1)
+
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh conformance/tools/kubernetes/build.sh .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/kubernetes/build.sh conformance/vm/*.sh .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all
