@@ -24,7 +24,7 @@ use crate::leaks::{self, Baseline};
 use crate::pod::{Pod, PodSpec};
 use crate::sandbox::Sandbox;
 use crate::tools::{self, Tools};
-use crate::wait::{holds_within, run, try_run};
+use crate::wait::{holds_within, run, slowness, try_run};
 
 /// How long anything of containerd's may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -304,7 +304,11 @@ impl Node {
         write("containerd.toml", &config::containerd(dir, self.spec.subject, self.spec.default_handler));
         write("weft.toml", &self.spec.weft_config);
         let socket = format!("unix://{}/containerd.sock", dir.display());
-        write("crictl.yaml", &format!("runtime-endpoint: {socket}\nimage-endpoint: {socket}\ntimeout: 60\n"));
+        let timeout = 60 * slowness();
+        write(
+            "crictl.yaml",
+            &format!("runtime-endpoint: {socket}\nimage-endpoint: {socket}\ntimeout: {timeout}\n"),
+        );
         let own = || match self.spec.subject {
             Subject::Reference => config::reference_conflist(dir),
             Subject::Weft => config::weft_conflist(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::node::Node;
-use crate::wait::{holds_within, try_run};
+use crate::wait::{holds_within, slowness, try_run};
 
 /// A transport protocol, numbered as in CRI.
 #[derive(Debug, Clone, Copy)]
@@ -307,10 +307,11 @@ impl Container<'_> {
         }
     }
 
-    /// One attempt of at most 5 seconds to get the page `/` of a web server.
+    /// One attempt of at most 5 seconds, times [`slowness`](crate::wait::slowness), to get the page `/` of a web server.
     pub fn try_fetch(&self, server: SocketAddr) -> Result<String, String> {
         // Debian's busybox 1.35 crashes on `wget -T`.
-        self.try_exec(&["timeout", "5", "wget", "-q", "-O", "-", &format!("http://{server}/")])
+        let seconds = (5 * slowness()).to_string();
+        self.try_exec(&["timeout", &seconds, "wget", "-q", "-O", "-", &format!("http://{server}/")])
     }
 
     /// What it has written to stdout and stderr.

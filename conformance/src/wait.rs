@@ -7,15 +7,20 @@ use std::time::{Duration, Instant};
 /// How often a state is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Polls `condition` until it holds; panics with `what` once `deadline` has passed.
+/// What deadlines are multiplied by: `WEFT_TEST_SLOWNESS`, 1 if it is not set. An emulated machine is 20 times slower.
+pub(crate) fn slowness() -> u32 {
+    std::env::var("WEFT_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Polls `condition` until it holds; panics with `what` once `deadline`, times [`slowness`], has passed.
 #[track_caller]
 pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     assert!(holds_within(deadline, &mut condition), "waited {deadline:?} in vain: {what}");
 }
 
-/// Polls `condition`; whether it held before `deadline` had passed.
+/// Polls `condition`; whether it held before `deadline`, times [`slowness`], had passed.
 pub(crate) fn holds_within(deadline: Duration, condition: &mut dyn FnMut() -> bool) -> bool {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + deadline * slowness();
     loop {
         if condition() {
             return true;

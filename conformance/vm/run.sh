@@ -38,7 +38,7 @@ lines() { # the chosen tests: PACKAGE TARGET [ARGUMENT]...
     echo 'read -r up _ < /proc/uptime; echo "vm: after $up s"'
   done
   # shellcheck disable=SC2016
-  echo 'exit "$failed"'
+  echo '[ "$failed" = 0 ] || dmesg | tail -n 40; exit "$failed"'
 } > "$job"
 
 # shellcheck disable=SC2054 # qemu's commas
@@ -48,7 +48,7 @@ options=(-nodefaults -no-user-config -display none -no-reboot -machine q35 -acce
   -append "console=ttyS0 panic=-1 quiet weft.job=$job weft.modules=$modules weft.keep=$root:$cache:$CARGO_TARGET_DIR")
 status=0
 # timeout ends qemu, by its process id.
-timeout --foreground -k 5 "$limit" qemu-system-x86_64 "${options[@]}" < /dev/null 2>&1 | tr -d '\r' | tee "$log" |
+timeout --foreground -k 5 "$limit" qemu-system-x86_64 "${options[@]}" < /dev/null 2>&1 | sed -u 's,\r$,,' | tee "$log" |
   grep --line-buffered -E '^(vm: |test )|panicked at' || status=$?
 result=$(sed -n 's/^vm: status //p' "$log" | tail -n 1)
 if [ "$result" != 0 ]; then

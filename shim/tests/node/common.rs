@@ -231,12 +231,23 @@ pub(crate) fn ip_in(netns: &NetNs, args: &[&str]) -> Value {
 
 /// One echo request from a namespace, answered within two seconds.
 pub(crate) fn pings(netns: &NetNs, address: &str) -> bool {
-    run_in(netns, Command::new("ping").args(["-c", "1", "-W", "2", "-n", address]), "").status.success()
+    run_in(
+        netns,
+        Command::new("ping").args(["-c", "1", "-W", &(2 * slowness()).to_string(), "-n", address]),
+        "",
+    )
+    .status
+    .success()
 }
 
-/// Polls until `done`, at most ten seconds.
+/// What deadlines are multiplied by: `WEFT_TEST_SLOWNESS`, 1 if it is not set. An emulated machine is 20 times slower.
+pub(crate) fn slowness() -> u32 {
+    std::env::var("WEFT_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Polls until `done`, at most ten seconds times [`slowness`].
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10) * slowness();
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::park_timeout(Duration::from_millis(10));

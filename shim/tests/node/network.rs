@@ -24,7 +24,7 @@ async fn connect(socket: &Path) -> PodNetworkClient {
 }
 
 fn soon() -> ttrpc::context::Context {
-    with_duration(std::time::Duration::from_secs(10))
+    with_duration(std::time::Duration::from_secs(10) * crate::common::slowness())
 }
 
 fn code<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> (Code, String) {

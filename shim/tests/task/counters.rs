@@ -10,6 +10,7 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde_json::json;
 
+use crate::cgroup::{assert_v2, is_v2};
 use crate::fixture::*;
 
 /// Descriptors of files in the cgroup of `bundle`.
@@ -26,10 +27,6 @@ fn cgroup_files(shim: &Shim, bundle: &Bundle) -> BTreeMap<String, PathBuf> {
 async fn stats(shim: &Shim, bundle: &Bundle) -> Any {
     let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
     shim.task.stats(context(), &request).await.unwrap().stats.unwrap()
-}
-
-fn is_v2() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 /// What both versions count, in bytes and nanoseconds.
@@ -101,6 +98,10 @@ async fn counters_are_those_of_the_kernel() {
     let unit = if is_v2() { 1000 } else { 1 };
     assert!(metrics.cpu > 0 && metrics.cpu <= kernel(&bundle, "cpuacct.usage", "cpu.stat") * unit);
     assert_eq!(metrics.processes, 1);
+    if is_v2() {
+        let metrics = stats(&shim, &bundle).await.value;
+        assert_v2(&bundle.id, &MetricsV2::parse_from_bytes(&metrics).unwrap());
+    }
 
     let limits = Any { value: br#"{"memory":{"limit":67108864}}"#.to_vec(), ..Default::default() };
     let id = bundle.id.clone();

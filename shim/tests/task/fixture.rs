@@ -55,8 +55,13 @@ fn describe(topic: &str, value: &[u8]) -> String {
     format!("{} {}", topic.trim_start_matches("/tasks/"), words.unwrap_or_else(|_| "?".into()))
 }
 
+/// What deadlines are multiplied by: `WEFT_TEST_SLOWNESS`, 1 if it is not set. An emulated machine is 20 times slower.
+pub(crate) fn slowness() -> u32 {
+    std::env::var("WEFT_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
 pub(crate) fn context() -> ttrpc::context::Context {
-    ttrpc::context::with_duration(Duration::from_secs(30))
+    ttrpc::context::with_duration(Duration::from_secs(30) * slowness())
 }
 
 /// Answers of the shim, with the code of a refusal.
@@ -74,9 +79,9 @@ pub(crate) fn oci_runtime() -> String {
 
 /// Polls until `state` holds.
 pub(crate) async fn until(what: &str, mut state: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(10) * slowness();
     while !state() {
-        assert!(Instant::now() < end, "not in 10 s: {what}");
+        assert!(Instant::now() < end, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -281,7 +286,7 @@ impl Drop for Shim {
 /// Connects once the shim listens.
 pub(crate) async fn connect(socket: &Path) -> TaskClient {
     let address = format!("unix://{}", socket.display());
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(10) * slowness();
     loop {
         match Client::connect(&address).await {
             Ok(client) => return TaskClient::new(client),
