@@ -1,7 +1,8 @@
 #!/bin/bash
 # run.sh 6.1|6.12 [PACKAGE TARGET [ARGUMENT]...]: boots that kernel of Debian's under qemu, without KVM, and runs test binaries
 # in it: those that the file `tests` lists for the kernel, or the one that is named. Wants WEFT_BIN_DIR, WEFT_TOOLS_DIR and
-# CARGO_TARGET_DIR. One line per test; the exit status says whether all passed. Everything is kept in WEFT_CACHE/vm/VERSION.log.
+# CARGO_TARGET_DIR, and that nothing is built there meanwhile: the VM reads the machine's own files. One
+# line per test; the exit status says whether all passed. WEFT_CACHE/vm/VERSION.log keeps what the VM printed.
 set -euo pipefail
 
 version=$1
