@@ -22,6 +22,8 @@ mod state;
 mod update;
 mod user;
 
+pub(crate) use namespaces::user_namespace;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

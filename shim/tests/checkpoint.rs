@@ -126,7 +126,10 @@ async fn says_why(shim: &Shim, bundle: &Bundle, log: &Path, (code, message): Fai
     let kept = bundle.path.join("criu-dump.log");
     let reason = std::fs::read_to_string(&kept).unwrap();
     let reason = reason.lines().find_map(|line| line.find("Error (").map(|at| &line[at..])).unwrap();
-    let why = format!("checkpoint: criu failed: type DUMP errno 0: {reason} (log file: {})", kept.display());
+    let why = format!(
+        "OCI runtime checkpoint failed: criu failed: type DUMP errno 0: {reason} (log file: {})",
+        kept.display()
+    );
     assert_eq!((code, message), (Code::INTERNAL, why));
     assert!(!bundle.path.join("criu-work").exists());
     assert_eq!(shim.status(bundle, "").await, Status::RUNNING);
@@ -153,8 +156,10 @@ async fn a_restoration_that_fails_says_why_and_leaves_nothing() {
         let log = bundle.path.join("restore.log");
         let text = std::fs::read_to_string(&log).unwrap();
         let reason = text.lines().find_map(|line| line.find("Error (").map(|at| &line[at..])).unwrap();
-        let why =
-            format!("restore: criu failed: type RESTORE errno 0: {reason} (log file: {})", log.display());
+        let why = format!(
+            "OCI runtime restore failed: criu failed: type RESTORE errno 0: {reason} (log file: {})",
+            log.display()
+        );
         assert_eq!((code, message), (Code::INTERNAL, why));
         assert_eq!(shim.status(&bundle, "").await, Status::CREATED);
     }

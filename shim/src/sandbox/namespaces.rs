@@ -2,7 +2,7 @@
 //!
 //! The only file of the crate that enters or makes namespaces. setns(2) and unshare(2) move the calling thread; the
 //! daemon has one thread, so here they move the process, and `/proc/<pid>/ns/*` of the daemon are the pod's. User
-//! namespaces are for `sandbox-init` only: the daemon stays the node's root.
+//! namespaces are for children only: the daemon stays the node's root.
 
 #![expect(clippy::disallowed_methods, reason = "the file that ARCHITECTURE.md names for this")]
 
@@ -12,8 +12,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, clone, setns, unshare};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, fork};
+
+/// In bytes, for two system calls.
+const CHILD_STACK: usize = 16 << 10;
 
 /// Open descriptors of the node's own namespaces.
 #[derive(Debug)]
@@ -93,6 +98,31 @@ nix::ioctl_none_bad!(
     ns_get_userns,
     libc::NS_GET_USERNS as libc::c_ulong
 );
+
+/// A user namespace with these maps, one range a line (user_namespaces(7)), that nobody is in.
+///
+/// A child must be in it until it is opened. The child ends when this process closes the pipe, or ends; it sends no signal
+/// then, so that whoever waits for any child does not see it (`__WALL` in wait(2)).
+pub(crate) fn user_namespace(uids: &str, gids: &str) -> io::Result<OwnedFd> {
+    let (end, life) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let mut stack = [0; CHILD_STACK];
+    let (wait_at, not_mine) = (end.as_raw_fd(), life.as_raw_fd());
+    let child = Box::new(move || {
+        // SAFETY: the child has a copy of both descriptors and of all memory; it makes system calls only.
+        unsafe { libc::close(not_mine) };
+        // SAFETY: the kernel writes the one byte that there is room for.
+        unsafe { libc::read(wait_at, [0_u8].as_mut_ptr().cast(), 1) };
+        0
+    });
+    // SAFETY: the child has memory of its own, so nothing here depends on what it does; the stack is large enough for it.
+    let pid = unsafe { clone(child, &mut stack, CloneFlags::CLONE_NEWUSER, None) }?;
+    let map = |file: &str, lines: &str| std::fs::write(format!("/proc/{pid}/{file}"), lines);
+    let user = map("uid_map", uids).and_then(|()| map("gid_map", gids));
+    let user = user.and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
+    drop(life);
+    waitpid(pid, Some(WaitPidFlag::__WCLONE))?;
+    Ok(user?.into())
+}
 
 /// The next child is process 1 of a new PID namespace.
 pub(super) fn new_pid() -> Result<(), Errno> {

@@ -202,10 +202,13 @@ mod tests {
             verb: "checkpoint",
             message: "criu failed: log file: /w/dump.log".into(),
         };
-        let want = format!("checkpoint: criu failed: Error (a.c:1): first (log file: {})", log.display());
+        let want = format!(
+            "OCI runtime checkpoint failed: criu failed: Error (a.c:1): first (log file: {})",
+            log.display()
+        );
         assert_eq!(with_reason(refused(), &log).to_string(), want);
         let nowhere = dir.path().join("nowhere");
-        let as_it_is = "checkpoint: criu failed: log file: /w/dump.log";
+        let as_it_is = "OCI runtime checkpoint failed: criu failed: log file: /w/dump.log";
         assert_eq!(with_reason(refused(), &nowhere).to_string(), as_it_is);
     }
 }

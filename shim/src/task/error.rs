@@ -117,8 +117,8 @@ impl Error {
             Error::Invalid { .. }
             | Error::Decode { .. }
             | Error::Stdio(stdio::Error::Address(_))
-            | Error::Rootfs(rootfs::Error::Target { .. }) => Code::INVALID_ARGUMENT,
-            Error::Rootfs(rootfs::Error::Option { .. }) => Code::UNIMPLEMENTED,
+            // Not UNIMPLEMENTED, on which containerd tries again by an older version of the service (core/runtime/v2/task_manager.go).
+            | Error::Rootfs(rootfs::Error::Target { .. } | rootfs::Error::Option { .. }) => Code::INVALID_ARGUMENT,
             Error::Detach(_)
             | Error::Bundle { .. }
             | Error::Adapt { .. }

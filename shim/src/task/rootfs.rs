@@ -1,8 +1,11 @@
 //! The root file system of a container: containerd's list of mounts, made at `<bundle>/rootfs` in the host's mount
 //! namespace, where containerd itself looks for it.
 
+mod idmap;
+
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +27,7 @@ pub(crate) enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// An option that only a mount manager understands.
+    /// An option that only a mount manager understands, or that says nothing.
     #[error("mount {kind} {mounted}: option {option:?} is not supported")]
     Option {
         /// File system.
@@ -39,6 +42,16 @@ pub(crate) enum Error {
     Target {
         /// As given.
         target: String,
+    },
+    /// Layers and ids.
+    #[error("{op} {}", path.display())]
+    Map {
+        /// The step.
+        op: &'static str,
+        /// Of what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// mount(2) or umount2(2).
     #[error("{op} {} ({kind})", path.display())]
@@ -69,8 +82,14 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
     result
 }
 
-/// Unmounts all that is mounted at `rootfs`, and below it. Nothing mounted, or no such folder, is fine.
+/// Unmounts all that is mounted at `rootfs`, and below it, and what a killed shim has left beside it. Nothing mounted, or no
+/// such folder, is fine.
 pub(crate) fn unmount(rootfs: &Path) -> Result<(), Error> {
+    let (layers, tree) = (detach(&layers_folder(rootfs)), detach(rootfs));
+    layers.and(tree)
+}
+
+fn detach(rootfs: &Path) -> Result<(), Error> {
     loop {
         // A lazy unmount takes the whole tree below along. Mounts may lie on one another.
         match umount2(rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -85,26 +104,14 @@ fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<(), Error> {
     let options = parse(wanted)?;
     let target = target(wanted, rootfs)?;
     let kind = wanted.type_.as_str();
-    let mut data = options.data.join(",");
-    let mut source = PathBuf::from(&wanted.source);
-    let mut base = None;
-    if data.len() > MAX_DATA
-        && kind == "overlay"
-        && let Some((folder, relative)) = relative_layers(&options.data)
-    {
-        (base, data) = (Some(folder), relative);
+    match (&options.maps, options.flags.contains(MsFlags::MS_BIND)) {
+        (None, _) => plain(wanted, &options, &target)?,
+        (Some(maps), true) => mapped_bind(wanted, &options, &target, maps)?,
+        (Some(maps), false) => mapped_overlay(&options, &target, maps, &layers_folder(rootfs))?,
     }
-    if source.as_os_str().is_empty() {
-        source = kind.into();
-    }
-    // The remount below applies them: a bind mount ignores all flags but MS_REC (mount(2)).
-    let bind = options.flags.contains(MsFlags::MS_BIND);
-    let result = within(base.as_deref(), || {
-        mount(Some(&source), &target, Some(kind), options.flags, Some(OsString::from(&data).as_os_str()))
-    });
-    result.map_err(failed("mount", &target, kind))?;
+    // The remount applies them: a bind mount ignores all flags but MS_REC (mount(2)).
     let restrict = options.flags & !(MsFlags::MS_BIND | MsFlags::MS_REC);
-    if bind && !restrict.is_empty() {
+    if options.flags.contains(MsFlags::MS_BIND) && !restrict.is_empty() {
         let flags = restrict | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
         mount(None::<&Path>, &target, None::<&Path>, flags, None::<&Path>)
             .map_err(failed("remount", &target, kind))?;
@@ -117,6 +124,89 @@ fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<(), Error> {
         ))?;
     }
     Ok(())
+}
+
+fn plain(wanted: &Mount, options: &Options<'_>, target: &Path) -> Result<(), Error> {
+    let kind = wanted.type_.as_str();
+    let mut data = options.data.join(",");
+    let mut source = PathBuf::from(&wanted.source);
+    let mut base = None;
+    if data.len() > MAX_DATA
+        && kind == "overlay"
+        && let Some((folder, relative)) = relative_layers(&options.data)
+    {
+        (base, data) = (Some(folder), relative);
+    }
+    if source.as_os_str().is_empty() {
+        source = kind.into();
+    }
+    let data = OsString::from(&data);
+    let result = within(base.as_deref(), || {
+        mount(Some(&source), target, Some(kind), options.flags, Some(data.as_os_str()))
+    });
+    result.map_err(failed("mount", target, kind))
+}
+
+fn mapped_bind(
+    wanted: &Mount,
+    options: &Options<'_>,
+    target: &Path,
+    maps: &idmap::Maps,
+) -> Result<(), Error> {
+    let source = Path::new(&wanted.source);
+    let user = idmap::user(maps).map_err(map_failed("make a user namespace for", source))?;
+    let tree = idmap::clone(source, &user, options.flags.contains(MsFlags::MS_REC));
+    let tree = tree.map_err(|errno| map_failed("map the ids of", source)(errno.into()))?;
+    idmap::attach(&tree, target).map_err(failed("mount", target, "bind"))
+}
+
+/// overlayfs refuses to be idmapped itself; its lower layers may be (Documentation/filesystems/overlayfs.rst). The upper one
+/// is the container's own: containerd gives it the right owner.
+fn mapped_overlay(
+    options: &Options<'_>,
+    target: &Path,
+    maps: &idmap::Maps,
+    folder: &Path,
+) -> Result<(), Error> {
+    let user = idmap::user(maps).map_err(map_failed("make a user namespace for", target))?;
+    let lower = options.data.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap_or_default();
+    let clone = |layer| {
+        let tree = idmap::clone(Path::new(layer), &user, false);
+        tree.map_err(|errno| map_failed("map the ids of", Path::new(layer))(errno.into()))
+    };
+    let trees: Vec<OwnedFd> = lower.split(':').map(clone).collect::<Result<_, _>>()?;
+    let overlay = |base: &str, names: Vec<String>| {
+        let lower = format!("lowerdir={}", names.join(":"));
+        let others = options.data.iter().map(|it| if it.starts_with("lowerdir=") { &lower } else { *it });
+        let data = OsString::from(others.collect::<Vec<_>>().join(","));
+        within(Some(Path::new(base)), || {
+            mount(Some("overlay"), target, Some("overlay"), options.flags, Some(data.as_os_str()))
+        })
+    };
+    let fds = trees.iter().map(|tree| tree.as_raw_fd().to_string()).collect();
+    match overlay("/proc/self/fd", fds) {
+        // Before Linux 6.15 a layer must be mounted in this mount namespace (clone_private_mount in fs/namespace.c).
+        Err(Errno::EINVAL) => {
+            let attached = idmap::Attached::at(folder, &trees);
+            let attached = attached.map_err(map_failed("mount layers at", folder))?;
+            let names = (0..trees.len()).map(|index| index.to_string()).collect();
+            let result = overlay(&folder.to_string_lossy(), names);
+            drop(attached);
+            result
+        }
+        result => result,
+    }
+    .map_err(failed("mount", target, "overlay"))
+}
+
+/// Where the layers of an overlay lie for a moment, beside the root file system.
+fn layers_folder(rootfs: &Path) -> PathBuf {
+    rootfs.with_file_name("layers")
+}
+
+fn map_failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Map { op, path, source }
 }
 
 /// Runs `action` with `folder` as the working directory: relative names make an overlay's list of layers fit. The shim
@@ -134,23 +224,37 @@ struct Options<'a> {
     flags: MsFlags,
     propagation: Option<MsFlags>,
     data: Vec<&'a str>,
+    maps: Option<idmap::Maps>,
 }
 
 fn parse(wanted: &Mount) -> Result<Options<'_>, Error> {
-    let mut options = Options { flags: MsFlags::empty(), propagation: None, data: Vec::new() };
+    let refused = |option: &str| Error::Option {
+        kind: wanted.type_.clone(),
+        mounted: wanted.source.clone(),
+        option: option.to_owned(),
+    };
+    let mut options = Options { flags: MsFlags::empty(), propagation: None, data: Vec::new(), maps: None };
     for option in &wanted.options {
         if let Some((flag, set)) = flag(option) {
             options.flags.set(flag, set);
         } else if let Some(propagation) = propagation(option) {
             options.propagation = Some(propagation);
-        } else if option == "loop" || option.starts_with("uidmap=") || option.starts_with("gidmap=") {
-            return Err(Error::Option {
-                kind: wanted.type_.clone(),
-                mounted: wanted.source.clone(),
-                option: option.clone(),
-            });
+        } else if let Some(ids) = option.strip_prefix("uidmap=") {
+            let lines = idmap::lines(ids).ok_or_else(|| refused(option))?;
+            options.maps.get_or_insert_default().uids = lines;
+        } else if let Some(ids) = option.strip_prefix("gidmap=") {
+            let lines = idmap::lines(ids).ok_or_else(|| refused(option))?;
+            options.maps.get_or_insert_default().gids = lines;
+        } else if option == "loop" {
+            return Err(refused(option));
         } else if option != "defaults" {
             options.data.push(option);
+        }
+    }
+    if let Some(maps) = &options.maps {
+        let can_be = options.flags.contains(MsFlags::MS_BIND) || wanted.type_ == "overlay";
+        if !can_be || maps.uids.is_empty() || maps.gids.is_empty() {
+            return Err(refused(if maps.uids.is_empty() { "gidmap" } else { "uidmap" }));
         }
     }
     Ok(options)
@@ -260,9 +364,13 @@ mod tests {
 
     #[test]
     fn what_needs_a_mount_manager_is_refused() {
-        for option in ["loop", "uidmap=0:100000:65536"] {
-            assert!(matches!(parse(&wanted(&[option])), Err(Error::Option { .. })), "{option}");
+        for option in ["loop", "uidmap=0:100000:65536", "gidmap=0:100000:65536", "uidmap=0:1"] {
+            assert!(matches!(parse(&wanted(&["bind", option])), Err(Error::Option { .. })), "{option}");
         }
+        let both = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"];
+        let proc = Mount { type_: "proc".into(), ..wanted(&both) };
+        assert!(matches!(parse(&proc), Err(Error::Option { .. })), "only bind and overlay");
+        assert!(parse(&wanted(&["bind", both[0], both[1]])).unwrap().maps.is_some());
     }
 
     #[test]

@@ -208,7 +208,10 @@ async fn an_update_is_seen_in_the_cgroup() {
     } else {
         let (code, message) = refusal(unified);
         assert_eq!(code, Code::INTERNAL);
-        assert!(message.starts_with("update: ") && message.contains("unified"), "{message}");
+        assert!(
+            message.starts_with("OCI runtime update failed: ") && message.contains("unified"),
+            "{message}"
+        );
         assert_eq!(limit(), "50\n");
     }
     let (code, message) = refusal(update(r#"{"pids":"#).await);
