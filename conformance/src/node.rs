@@ -4,8 +4,8 @@
 //! the same, and the end of containerd's log is printed.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,8 @@ impl Node {
         // A short path: the socket of a shim is `<dir>/s/<64 hex digits>`, and 107 bytes is all that fits (unix(7)).
         let dir = tempfile::Builder::new()
             .prefix("weft-")
+            // The root of a pod with a user namespace of its own must reach its root file system.
+            .permissions(Permissions::from_mode(0o711))
             .tempdir_in("/tmp")
             .expect("make the directory of the node");
         for below in ["bpf", "bin", "cni/bin", "cni/net.d", "logs", "pods", "s"] {
