@@ -6,15 +6,18 @@ mod idmap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 /// mount(2) takes one page of data, its end mark included.
 const MAX_DATA: usize = 4095;
+/// Where a process finds what it has open, by number (proc_pid_fd(5)).
+const OPEN: &str = "/proc/self/fd";
 
 /// A mount that cannot be made or undone.
 #[derive(Debug, thiserror::Error)]
@@ -128,23 +131,35 @@ fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<(), Error> {
 
 fn plain(wanted: &Mount, options: &Options<'_>, target: &Path) -> Result<(), Error> {
     let kind = wanted.type_.as_str();
-    let mut data = options.data.join(",");
-    let mut source = PathBuf::from(&wanted.source);
-    let mut base = None;
-    if data.len() > MAX_DATA
-        && kind == "overlay"
-        && let Some((folder, relative)) = relative_layers(&options.data)
-    {
-        (base, data) = (Some(folder), relative);
+    let data = options.data.join(",");
+    if kind == "overlay" && data.len() > MAX_DATA {
+        let layers =
+            options.layers().map(|layer| open_layer(Path::new(layer))).collect::<Result<Vec<_>, _>>()?;
+        return overlay(options, target, Path::new(OPEN), numbers(&layers))
+            .map_err(failed("mount", target, kind));
     }
-    if source.as_os_str().is_empty() {
-        source = kind.into();
-    }
-    let data = OsString::from(&data);
-    let result = within(base.as_deref(), || {
-        mount(Some(&source), target, Some(kind), options.flags, Some(data.as_os_str()))
-    });
-    result.map_err(failed("mount", target, kind))
+    let source = if wanted.source.is_empty() { kind } else { &wanted.source };
+    mount(Some(source), target, Some(kind), options.flags, Some(OsString::from(data).as_os_str()))
+        .map_err(failed("mount", target, kind))
+}
+
+/// Mounts an overlay whose lower layers are called by `names` below `folder`: so a list of hundreds fits.
+fn overlay(options: &Options<'_>, target: &Path, folder: &Path, names: Vec<String>) -> Result<(), Errno> {
+    let lower = format!("lowerdir={}", names.join(":"));
+    let others =
+        options.data.iter().map(|option| if option.starts_with("lowerdir=") { &lower } else { *option });
+    let data = OsString::from(others.collect::<Vec<_>>().join(","));
+    within(folder, || mount(Some("overlay"), target, Some("overlay"), options.flags, Some(data.as_os_str())))
+}
+
+fn open_layer(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).map_err(|errno| map_failed("open the layer", path)(errno.into()))
+}
+
+/// The names of descriptors in [`OPEN`].
+fn numbers(layers: &[OwnedFd]) -> Vec<String> {
+    layers.iter().map(|layer| layer.as_raw_fd().to_string()).collect()
 }
 
 fn mapped_bind(
@@ -169,28 +184,18 @@ fn mapped_overlay(
     folder: &Path,
 ) -> Result<(), Error> {
     let user = idmap::user(maps).map_err(map_failed("make a user namespace for", target))?;
-    let lower = options.data.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap_or_default();
     let clone = |layer| {
         let tree = idmap::clone(Path::new(layer), &user, false);
         tree.map_err(|errno| map_failed("map the ids of", Path::new(layer))(errno.into()))
     };
-    let trees: Vec<OwnedFd> = lower.split(':').map(clone).collect::<Result<_, _>>()?;
-    let overlay = |base: &str, names: Vec<String>| {
-        let lower = format!("lowerdir={}", names.join(":"));
-        let others = options.data.iter().map(|it| if it.starts_with("lowerdir=") { &lower } else { *it });
-        let data = OsString::from(others.collect::<Vec<_>>().join(","));
-        within(Some(Path::new(base)), || {
-            mount(Some("overlay"), target, Some("overlay"), options.flags, Some(data.as_os_str()))
-        })
-    };
-    let fds = trees.iter().map(|tree| tree.as_raw_fd().to_string()).collect();
-    match overlay("/proc/self/fd", fds) {
+    let trees = options.layers().map(clone).collect::<Result<Vec<_>, _>>()?;
+    match overlay(options, target, Path::new(OPEN), numbers(&trees)) {
         // Before Linux 6.15 a layer must be mounted in this mount namespace (clone_private_mount in fs/namespace.c).
         Err(Errno::EINVAL) => {
             let attached = idmap::Attached::at(folder, &trees);
             let attached = attached.map_err(map_failed("mount layers at", folder))?;
             let names = (0..trees.len()).map(|index| index.to_string()).collect();
-            let result = overlay(&folder.to_string_lossy(), names);
+            let result = overlay(options, target, folder, names);
             drop(attached);
             result
         }
@@ -209,10 +214,8 @@ fn map_failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
     move |source| Error::Map { op, path, source }
 }
 
-/// Runs `action` with `folder` as the working directory: relative names make an overlay's list of layers fit. The shim
-/// has one thread, so nobody else sees it.
-fn within(folder: Option<&Path>, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
-    let Some(folder) = folder else { return action() };
+/// Runs `action` with `folder` as the working directory. The shim has one thread, so nobody else sees it.
+fn within(folder: &Path, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     nix::unistd::chdir(folder)?;
     let result = action();
     // The shim stays in no folder that could be busy.
@@ -225,6 +228,14 @@ struct Options<'a> {
     propagation: Option<MsFlags>,
     data: Vec<&'a str>,
     maps: Option<idmap::Maps>,
+}
+
+impl<'a> Options<'a> {
+    /// An overlay's lower layers, the uppermost first.
+    fn layers(&self) -> impl Iterator<Item = &'a str> {
+        let list = self.data.iter().find_map(|option| option.strip_prefix("lowerdir="));
+        list.into_iter().flat_map(|layers| layers.split(':'))
+    }
 }
 
 fn parse(wanted: &Mount) -> Result<Options<'_>, Error> {
@@ -319,23 +330,6 @@ fn target(wanted: &Mount, rootfs: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// The folder that holds all layers, and the options with the layers named from there.
-fn relative_layers(data: &[&str]) -> Option<(PathBuf, String)> {
-    let layers = data.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
-    let mut common = Path::new(layers.split(':').next()?).parent()?;
-    while !layers.split(':').all(|layer| Path::new(layer).starts_with(common)) {
-        common = common.parent()?;
-    }
-    let mut names = Vec::new();
-    for layer in layers.split(':') {
-        let name = Path::new(layer).strip_prefix(common).ok()?;
-        names.push(std::str::from_utf8(name.as_os_str().as_bytes()).ok()?);
-    }
-    let lower = format!("lowerdir={}", names.join(":"));
-    let options = data.iter().map(|option| if option.starts_with("lowerdir=") { &lower } else { *option });
-    Some((common.to_owned(), options.collect::<Vec<_>>().join(",")))
-}
-
 fn failed<'a>(op: &'static str, path: &'a Path, kind: &'a str) -> impl Fn(Errno) -> Error + 'a {
     move |source| Error::Mount { op, path: path.to_owned(), kind: kind.to_owned(), source }
 }
@@ -371,14 +365,6 @@ mod tests {
         let proc = Mount { type_: "proc".into(), ..wanted(&both) };
         assert!(matches!(parse(&proc), Err(Error::Option { .. })), "only bind and overlay");
         assert!(parse(&wanted(&["bind", both[0], both[1]])).unwrap().maps.is_some());
-    }
-
-    #[test]
-    fn layers_become_relative_to_their_folder() {
-        let data = ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs:/s/2/fs", "index=off"];
-        let (base, data) = relative_layers(&data).unwrap();
-        assert_eq!(base, Path::new("/s"));
-        assert_eq!(data, "workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=1/fs:2/fs,index=off");
     }
 
     #[test]

@@ -60,7 +60,10 @@ async fn a_container_in_a_pods_user_namespace_owns_what_the_pod_has() {
     }
     let shm = pod.dir().join("shm/file");
     until("the container has written", || shm.exists());
-    let printed = fs::read_to_string(&container.output).unwrap();
+    let output = || fs::read_to_string(&container.output).unwrap();
+    // What it printed comes by way of the shim.
+    until("its output has come", || output().lines().count() == 4);
+    let printed = output();
     let words: Vec<&str> = printed.split_whitespace().collect();
     assert_eq!(words, ["0", "100000", "65536", "pod-host", "0:0", "0:0"], "{printed}");
     let meta = fs::metadata(&shm).unwrap();

@@ -7,6 +7,7 @@ mod codes;
 mod counters;
 mod fixture;
 mod logging;
+mod mounts;
 
 use std::fs::File;
 use std::io::{Read, Write};
