@@ -18,7 +18,7 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build demo test test-kubernetes test-vm soak lint fmt bench install uninstall clean
+.PHONY: help deps tools build demo test test-versions test-kubernetes test-vm soak lint fmt bench install uninstall clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -53,6 +53,9 @@ soak: build tools ## pods made, used, killed and removed for 30 minutes, beside 
 	WEFT_SOAK_SECONDS=$${WEFT_SOAK_SECONDS:-1800} WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test -p weft-conformance --test soak -- --nocapture
 
+test-versions: build tools ## a pod's life under every containerd that is maintained, from 1.7 on; of these `make test` does three
+	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo test -p weft-conformance --test versions -- --include-ignored
+
 test-kubernetes: build tools ## a real Kubernetes node whose pods weft runs; builds Kubernetes first, which takes 5 minutes once
 	@# One cluster at a time: each takes over half a gigabyte.
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) WEFT_KUBERNETES_DIR=$$(conformance/tools/kubernetes/build.sh) \
@@ -64,7 +67,7 @@ test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default)
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh conformance/tools/kubernetes/build.sh conformance/vm/*.sh .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all

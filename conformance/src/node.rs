@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::background::Background;
 use crate::cgroup::PodCgroups;
 use crate::config::{self, Subject};
+use crate::daemon::Daemon;
 use crate::image;
 use crate::leaks::{self, Baseline};
 use crate::pod::{Pod, PodSpec};
@@ -41,12 +42,21 @@ pub struct NodeSpec {
     pub conflist: Option<Value>,
     /// The runtime handler of pods that name none; containerd's own default is `runc`.
     pub default_handler: &'static str,
+    /// Which containerd; the newest unless a test says otherwise.
+    pub daemon: Daemon,
 }
 
 impl NodeSpec {
     /// A node of the subject with nothing special.
     pub fn new(subject: Subject) -> Self {
-        Self { subject, env: Vec::new(), weft_config: String::new(), conflist: None, default_handler: "runc" }
+        Self {
+            subject,
+            env: Vec::new(),
+            weft_config: String::new(),
+            conflist: None,
+            default_handler: "runc",
+            daemon: Daemon::NEWEST,
+        }
     }
 }
 
@@ -110,7 +120,8 @@ impl Node {
     pub fn import(&self, archive: &[u8]) {
         let path = self.dir().join("images.tar");
         fs::write(&path, archive).expect("write the archive of the images");
-        run(self.ctr(&["images", "import"]).arg(&path));
+        // By the client itself: the older daemons' own import is not as able.
+        run(self.ctr(&["images", "import", "--local"]).arg(&path));
         fs::remove_file(&path).expect("remove the archive of the images");
     }
 
@@ -303,7 +314,10 @@ impl Node {
         let dir = self.dir();
         let write =
             |name: &str, text: &str| fs::write(dir.join(name), text).expect("write a file of the node");
-        write("containerd.toml", &config::containerd(dir, self.spec.subject, self.spec.default_handler));
+        write(
+            "containerd.toml",
+            &self.spec.daemon.configuration(dir, self.spec.subject, self.spec.default_handler),
+        );
         write("weft.toml", &self.spec.weft_config);
         let socket = format!("unix://{}/containerd.sock", dir.display());
         let timeout = 60 * slowness();
@@ -318,6 +332,9 @@ impl Node {
         write("cni/net.d/10-pods.conflist", &self.spec.conflist.clone().unwrap_or_else(own).to_string());
         for plugin in fs::read_dir(Tools::find().cni()).expect("list the CNI plugins").flatten() {
             symlink(plugin.path(), dir.join("cni/bin").join(plugin.file_name())).expect("link a CNI plugin");
+        }
+        if let Some(daemon) = self.spec.daemon.program() {
+            symlink(daemon, dir.join("bin/containerd")).expect("link another containerd");
         }
         if self.spec.subject == Subject::Weft {
             for (binary, link) in [

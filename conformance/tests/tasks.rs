@@ -50,6 +50,50 @@ fn ctr_sends_output_to_a_logging_binary_and_to_a_file() {
     node.finish();
 }
 
+#[test]
+fn ctr_tasks_are_listed_measured_paused_and_killed() {
+    let node = Node::start(Subject::Weft);
+    let ctr = |args: &[&str]| run(&mut node.ctr(args));
+    run(&mut ctr_run(&node, &["--detach", "--null-io"], "one", &["sleep", "1000"]));
+    let state =
+        |want: &str| ctr(&["tasks", "ls"]).lines().any(|line| line.starts_with("one") && line.contains(want));
+    assert!(state("RUNNING"));
+    assert_eq!(ctr(&["tasks", "exec", "--exec-id", "e", "one", "echo", "hello"]), "hello\n");
+    let failed = node.ctr(&["tasks", "exec", "--exec-id", "f", "one", "sh", "-c", "exit 3"]).output();
+    assert_eq!(failed.expect("run ctr").status.code(), Some(3));
+    let pid = ctr(&["tasks", "ps", "one"]);
+    let pid =
+        pid.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("one process").to_owned();
+    assert_eq!(run(node.command("cat").arg(format!("/proc/{pid}/comm"))), "sleep\n");
+    let metrics = ctr(&["tasks", "metrics", "--format", "json", "one"]);
+    assert!(metrics.contains("\"memory\"") && metrics.contains("\"pids\""), "{metrics}");
+    ctr(&["tasks", "pause", "one"]);
+    assert!(state("PAUSED"));
+    ctr(&["tasks", "resume", "one"]);
+    assert!(state("RUNNING"));
+    ctr(&["tasks", "kill", "--signal", "9", "one"]);
+    wait_until(SOON, "the task has ended", || state("STOPPED"));
+    ctr(&["tasks", "rm", "one"]);
+    ctr(&["containers", "rm", "one"]);
+    node.finish();
+}
+
+/// Its options are an OCI specification, or whatever the file has, and not CRI's configuration of a pod.
+#[test]
+fn ctr_runs_a_sandbox_without_cri() {
+    let node = Node::start(Subject::Weft);
+    let file = node.dir().join("sandbox.json");
+    fs::write(&file, "{}").expect("write the configuration");
+    let file = file.display().to_string();
+    run(&mut node.ctr(&["sandboxes", "run", "--runtime", "io.containerd.weft.v1", &file, "alone"]));
+    assert_eq!(
+        node.signal(nix::sys::signal::Signal::SIGCONT, &["containerd-shim-weft-v1", "-id", "alone"]),
+        1
+    );
+    run(&mut node.ctr(&["sandboxes", "rm", "--force", "alone"]));
+    node.finish();
+}
+
 /// The whole way round, where criu works with the kernel, is in the shim's own tests. Here: what a user is told who asks for a
 /// checkpoint through containerd, and what is in the store when it is granted.
 #[test]
@@ -64,7 +108,7 @@ fn ctr_asks_for_a_checkpoint() {
     } else {
         let said = said(&asked);
         assert!(!asked.status.success(), "criu does not work here: {said}");
-        let reason = "checkpoint: criu failed: type DUMP errno 0: Error (criu/";
+        let reason = "OCI runtime checkpoint failed: criu failed: type DUMP errno 0: Error (criu/";
         assert!(said.contains(reason) && said.contains("/criu-dump.log)"), "criu's own reason: {said}");
     }
     assert!(run(&mut node.ctr(&["tasks", "ls"])).contains("RUNNING"), "the task goes on");
