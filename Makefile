@@ -12,7 +12,7 @@ RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
 
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
   iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck \
-  qemu-system-x86 cpio kmod xz-utils zstd
+  e2fsprogs erofs-utils qemu-system-x86 cpio kmod xz-utils zstd
 
 DESTDIR ?=
 PREFIX ?= /usr/local

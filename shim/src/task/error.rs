@@ -118,7 +118,13 @@ impl Error {
             | Error::Decode { .. }
             | Error::Stdio(stdio::Error::Address(_))
             // Not UNIMPLEMENTED, on which containerd tries again by an older version of the service (core/runtime/v2/task_manager.go).
-            | Error::Rootfs(rootfs::Error::Target { .. } | rootfs::Error::Option { .. }) => Code::INVALID_ARGUMENT,
+            | Error::Rootfs(
+                rootfs::Error::Target { .. }
+                | rootfs::Error::Option { .. }
+                | rootfs::Error::Transform { .. }
+                | rootfs::Error::Template { .. }
+                | rootfs::Error::Folders { .. },
+            ) => Code::INVALID_ARGUMENT,
             Error::Detach(_)
             | Error::Bundle { .. }
             | Error::Adapt { .. }

@@ -2,6 +2,8 @@
 //! namespace, where containerd itself looks for it.
 
 mod idmap;
+mod loop_device;
+mod transform;
 
 use std::ffi::OsString;
 use std::io;
@@ -14,8 +16,12 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
+use loop_device::LoopDevice;
+
 /// mount(2) takes one page of data, its end mark included.
 const MAX_DATA: usize = 4095;
+/// File systems that containerd's snapshotters keep in files.
+const FILE_SYSTEMS: [&str; 2] = ["erofs", "ext4"];
 /// Where a process finds what it has open, by number (proc_pid_fd(5)).
 const OPEN: &str = "/proc/self/fd";
 
@@ -30,7 +36,15 @@ pub(crate) enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// An option that only a mount manager understands, or that says nothing.
+    /// A folder in which something was mounted.
+    #[error("remove {}", path.display())]
+    Remove {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// An option that says nothing here.
     #[error("mount {kind} {mounted}: option {option:?} is not supported")]
     Option {
         /// File system.
@@ -38,6 +52,26 @@ pub(crate) enum Error {
         /// What was to be mounted.
         mounted: String,
         /// The option.
+        option: String,
+    },
+    /// A type that asks for something first that is not known.
+    #[error("mount type {kind:?} has an unknown transform; format and mkdir are supported")]
+    Transform {
+        /// The type.
+        kind: String,
+    },
+    /// A template that is none, or that names a mount that is not there.
+    #[error("template {text:?} cannot be filled in from the {mounts} mounts before it")]
+    Template {
+        /// As given.
+        text: String,
+        /// How many mounts come before it.
+        mounts: usize,
+    },
+    /// An option about folders that is none.
+    #[error("option {option:?} is not X-containerd.mkdir.path=PATH[:MODE[:UID:GID]]")]
+    Folders {
+        /// As given.
         option: String,
     },
     /// A target that leaves the root file system.
@@ -76,7 +110,7 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
         return Ok(());
     }
     std::fs::create_dir_all(rootfs).map_err(|source| Error::Folder { path: rootfs.into(), source })?;
-    let result = mounts.iter().try_for_each(|mount| mount_one(mount, rootfs));
+    let result = mount_list(mounts, rootfs);
     if result.is_err()
         && let Err(err) = unmount(rootfs)
     {
@@ -85,11 +119,60 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
     result
 }
 
-/// Unmounts all that is mounted at `rootfs`, and below it, and what a killed shim has left beside it. Nothing mounted, or no
-/// such folder, is fine.
+fn mount_list(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
+    let (aside, onto) = mounts.split_at(transform::aside(mounts));
+    let mut active = Vec::new();
+    // A device lives as long as it is open or mounted.
+    let mut devices = Vec::new();
+    for (index, mount) in aside.iter().enumerate() {
+        let plain = transform::apply(mount, &active)?;
+        let mut point = mounts_folder(rootfs).join(index.to_string());
+        if plain.type_ == "loop" {
+            let device = loop_device(Path::new(&plain.source), plain.options.iter().any(|it| it == "ro"))?;
+            point.clone_from(&device.path);
+            devices.push(device);
+        } else {
+            std::fs::create_dir_all(&point)
+                .map_err(|source| Error::Folder { path: point.clone(), source })?;
+            mount_at(&plain, &point, rootfs)?;
+        }
+        active.push(transform::Active { source: plain.source, target: plain.target, point });
+    }
+    for mount in onto {
+        let plain = transform::apply(mount, &active)?;
+        mount_at(&plain, &target(&plain, rootfs)?, rootfs)?;
+    }
+    Ok(())
+}
+
+/// Unmounts all that is mounted at `rootfs`, and below it, and what is mounted beside it. Nothing mounted, or no such folder,
+/// is fine.
 pub(crate) fn unmount(rootfs: &Path) -> Result<(), Error> {
-    let (layers, tree) = (detach(&layers_folder(rootfs)), detach(rootfs));
-    layers.and(tree)
+    let mut result = detach(rootfs).and(detach(&layers_folder(rootfs)));
+    let folder = mounts_folder(rootfs);
+    for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+        result = result.and_then(|()| detach(&entry.path())).and_then(|()| remove_folder(&entry.path()));
+    }
+    result.and_then(|()| remove_folder(&folder))
+}
+
+/// Only if it is empty: what is still mounted there must not be removed for the folder.
+fn remove_folder(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Remove { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where those mounts are that others are made of, beside the root file system.
+fn mounts_folder(rootfs: &Path) -> PathBuf {
+    rootfs.with_file_name("mounts")
+}
+
+fn loop_device(file: &Path, read_only: bool) -> Result<LoopDevice, Error> {
+    LoopDevice::of(file, read_only).map_err(map_failed("make a loop device of", file))
 }
 
 fn detach(rootfs: &Path) -> Result<(), Error> {
@@ -103,26 +186,25 @@ fn detach(rootfs: &Path) -> Result<(), Error> {
     }
 }
 
-fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<(), Error> {
+fn mount_at(wanted: &Mount, target: &Path, rootfs: &Path) -> Result<(), Error> {
     let options = parse(wanted)?;
-    let target = target(wanted, rootfs)?;
     let kind = wanted.type_.as_str();
     match (&options.maps, options.flags.contains(MsFlags::MS_BIND)) {
-        (None, _) => plain(wanted, &options, &target)?,
-        (Some(maps), true) => mapped_bind(wanted, &options, &target, maps)?,
-        (Some(maps), false) => mapped_overlay(&options, &target, maps, &layers_folder(rootfs))?,
+        (None, _) => plain(wanted, &options, target)?,
+        (Some(maps), true) => mapped_bind(wanted, &options, target, maps)?,
+        (Some(maps), false) => mapped_overlay(&options, target, maps, &layers_folder(rootfs))?,
     }
     // The remount applies them: a bind mount ignores all flags but MS_REC (mount(2)).
     let restrict = options.flags & !(MsFlags::MS_BIND | MsFlags::MS_REC);
     if options.flags.contains(MsFlags::MS_BIND) && !restrict.is_empty() {
         let flags = restrict | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-        mount(None::<&Path>, &target, None::<&Path>, flags, None::<&Path>)
-            .map_err(failed("remount", &target, kind))?;
+        mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)
+            .map_err(failed("remount", target, kind))?;
     }
     if let Some(propagation) = options.propagation {
-        mount(None::<&Path>, &target, None::<&Path>, propagation, None::<&Path>).map_err(failed(
+        mount(None::<&Path>, target, None::<&Path>, propagation, None::<&Path>).map_err(failed(
             "set propagation of",
-            &target,
+            target,
             kind,
         ))?;
     }
@@ -138,7 +220,16 @@ fn plain(wanted: &Mount, options: &Options<'_>, target: &Path) -> Result<(), Err
         return overlay(options, target, Path::new(OPEN), numbers(&layers))
             .map_err(failed("mount", target, kind));
     }
-    let source = if wanted.source.is_empty() { kind } else { &wanted.source };
+    // File systems of images: in a file, unless it is a device already.
+    let is_file = FILE_SYSTEMS.contains(&kind) && Path::new(&wanted.source).is_file();
+    let device = if options.is_loop || is_file {
+        let read_only = options.flags.contains(MsFlags::MS_RDONLY) || kind == "erofs";
+        Some(loop_device(Path::new(&wanted.source), read_only)?)
+    } else {
+        None
+    };
+    let named = Path::new(if wanted.source.is_empty() { kind } else { &wanted.source });
+    let source = device.as_ref().map_or(named, |device| &device.path);
     mount(Some(source), target, Some(kind), options.flags, Some(OsString::from(data).as_os_str()))
         .map_err(failed("mount", target, kind))
 }
@@ -228,6 +319,7 @@ struct Options<'a> {
     propagation: Option<MsFlags>,
     data: Vec<&'a str>,
     maps: Option<idmap::Maps>,
+    is_loop: bool,
 }
 
 impl<'a> Options<'a> {
@@ -244,7 +336,8 @@ fn parse(wanted: &Mount) -> Result<Options<'_>, Error> {
         mounted: wanted.source.clone(),
         option: option.to_owned(),
     };
-    let mut options = Options { flags: MsFlags::empty(), propagation: None, data: Vec::new(), maps: None };
+    let mut options =
+        Options { flags: MsFlags::empty(), propagation: None, data: Vec::new(), maps: None, is_loop: false };
     for option in &wanted.options {
         if let Some((flag, set)) = flag(option) {
             options.flags.set(flag, set);
@@ -257,7 +350,7 @@ fn parse(wanted: &Mount) -> Result<Options<'_>, Error> {
             let lines = idmap::lines(ids).ok_or_else(|| refused(option))?;
             options.maps.get_or_insert_default().gids = lines;
         } else if option == "loop" {
-            return Err(refused(option));
+            options.is_loop = true;
         } else if option != "defaults" {
             options.data.push(option);
         }
@@ -357,8 +450,8 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_mount_manager_is_refused() {
-        for option in ["loop", "uidmap=0:100000:65536", "gidmap=0:100000:65536", "uidmap=0:1"] {
+    fn maps_come_in_pairs_and_for_what_can_have_them() {
+        for option in ["uidmap=0:100000:65536", "gidmap=0:100000:65536", "uidmap=0:1"] {
             assert!(matches!(parse(&wanted(&["bind", option])), Err(Error::Option { .. })), "{option}");
         }
         let both = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"];

@@ -8,6 +8,7 @@ mod counters;
 mod fixture;
 mod logging;
 mod mounts;
+mod rawmounts;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -39,7 +39,7 @@ fn overlay(shim: &Shim, layers: &[PathBuf], more: &[&str]) -> Mount {
 }
 
 /// Mount points below a folder, from the kernel's list.
-fn mounts_below(folder: &Path) -> Vec<String> {
+pub(crate) fn mounts_below(folder: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(folder)).map(str::to_owned).collect()
