@@ -597,7 +597,10 @@ async fn an_update_of_the_pods_resources_is_accepted_and_changes_nothing() {
     let address = pod.start();
     let client = connect(&address).await;
     created_and_started(&client, &pod.create_own_net(1)).await;
-    let limits = || run("sh", &["-c", &format!("cat /sys/fs/cgroup/*/{}/*limit_in_bytes", pod.id)]);
+    // Of version 1 of cgroups, and of version 2.
+    let files =
+        format!("cat /sys/fs/cgroup/*/{0}/*limit_in_bytes || cat /sys/fs/cgroup/{0}/memory.max", pod.id);
+    let limits = || run("sh", &["-c", &files]);
     let before = limits();
     let resources = br#"{"Overhead":null,"Resources":{"memory_limit_in_bytes":33554432}}"#;
     let update = |id: &str| {

@@ -3,6 +3,7 @@
 //! containerd acts on the codes: it takes "not found" for "already done" (Kill, Delete, Pids), and "unimplemented" for
 //! "ask otherwise".
 
+use nix::errno::Errno;
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
@@ -123,7 +124,9 @@ impl Error {
                 | rootfs::Error::Option { .. }
                 | rootfs::Error::Transform { .. }
                 | rootfs::Error::Template { .. }
-                | rootfs::Error::Folders { .. },
+                | rootfs::Error::Folders { .. }
+                // The kernel knows no such file system (mount(2)).
+                | rootfs::Error::Mount { source: Errno::ENODEV, .. },
             ) => Code::INVALID_ARGUMENT,
             Error::Detach(_)
             | Error::Bundle { .. }

@@ -1,6 +1,7 @@
 //! The root file system of a container: containerd's list of mounts, made at `<bundle>/rootfs` in the host's mount
 //! namespace, where containerd itself looks for it.
 
+mod error;
 mod idmap;
 mod loop_device;
 mod transform;
@@ -16,6 +17,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
+pub(crate) use error::Error;
 use loop_device::LoopDevice;
 
 /// mount(2) takes one page of data, its end mark included.
@@ -25,107 +27,31 @@ const FILE_SYSTEMS: [&str; 2] = ["erofs", "ext4"];
 /// Where a process finds what it has open, by number (proc_pid_fd(5)).
 const OPEN: &str = "/proc/self/fd";
 
-/// A mount that cannot be made or undone.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The folder to mount at.
-    #[error("make {}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// A folder in which something was mounted.
-    #[error("remove {}", path.display())]
-    Remove {
-        /// The folder.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// An option that says nothing here.
-    #[error("mount {kind} {mounted}: option {option:?} is not supported")]
-    Option {
-        /// File system.
-        kind: String,
-        /// What was to be mounted.
-        mounted: String,
-        /// The option.
-        option: String,
-    },
-    /// A type that asks for something first that is not known.
-    #[error("mount type {kind:?} has an unknown transform; format and mkdir are supported")]
-    Transform {
-        /// The type.
-        kind: String,
-    },
-    /// A template that is none, or that names a mount that is not there.
-    #[error("template {text:?} cannot be filled in from the {mounts} mounts before it")]
-    Template {
-        /// As given.
-        text: String,
-        /// How many mounts come before it.
-        mounts: usize,
-    },
-    /// An option about folders that is none.
-    #[error("option {option:?} is not X-containerd.mkdir.path=PATH[:MODE[:UID:GID]]")]
-    Folders {
-        /// As given.
-        option: String,
-    },
-    /// A target that leaves the root file system.
-    #[error("mount target {target:?}: it must lie in the root file system")]
-    Target {
-        /// As given.
-        target: String,
-    },
-    /// Layers and ids.
-    #[error("{op} {}", path.display())]
-    Map {
-        /// The step.
-        op: &'static str,
-        /// Of what.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// mount(2) or umount2(2).
-    #[error("{op} {} ({kind})", path.display())]
-    Mount {
-        /// The step.
-        op: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// File system.
-        kind: String,
-        /// The kernel's answer.
-        source: Errno,
-    },
-}
-
 /// Makes `mounts`, in their order. After an error nothing is left mounted.
 pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
     if mounts.is_empty() {
         return Ok(());
     }
     std::fs::create_dir_all(rootfs).map_err(|source| Error::Folder { path: rootfs.into(), source })?;
-    let result = mount_list(mounts, rootfs);
-    if result.is_err()
-        && let Err(err) = unmount(rootfs)
-    {
-        log::warn!("{}", crate::error::chain(&err));
+    let mut made = Vec::new();
+    let result = mount_list(mounts, rootfs, &mut made);
+    if result.is_err() {
+        let undone = unmount(rootfs);
+        let folders = made.iter().rev().map(|folder| remove_folder(folder));
+        for err in [undone].into_iter().chain(folders).filter_map(Result::err) {
+            log::warn!("{}", crate::error::chain(&err));
+        }
     }
     result
 }
 
-fn mount_list(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
+fn mount_list(mounts: &[Mount], rootfs: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
     let (aside, onto) = mounts.split_at(transform::aside(mounts));
     let mut active = Vec::new();
     // A device lives as long as it is open or mounted.
     let mut devices = Vec::new();
     for (index, mount) in aside.iter().enumerate() {
-        let plain = transform::apply(mount, &active)?;
+        let plain = transform::apply(mount, &active, made)?;
         let mut point = mounts_folder(rootfs).join(index.to_string());
         if plain.type_ == "loop" {
             let device = loop_device(Path::new(&plain.source), plain.options.iter().any(|it| it == "ro"))?;
@@ -139,7 +65,7 @@ fn mount_list(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
         active.push(transform::Active { source: plain.source, target: plain.target, point });
     }
     for mount in onto {
-        let plain = transform::apply(mount, &active)?;
+        let plain = transform::apply(mount, &active, made)?;
         mount_at(&plain, &target(&plain, rootfs)?, rootfs)?;
     }
     Ok(())
@@ -150,8 +76,12 @@ fn mount_list(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
 pub(crate) fn unmount(rootfs: &Path) -> Result<(), Error> {
     let mut result = detach(rootfs).and(detach(&layers_folder(rootfs)));
     let folder = mounts_folder(rootfs);
-    for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-        result = result.and_then(|()| detach(&entry.path())).and_then(|()| remove_folder(&entry.path()));
+    let entries = match std::fs::read_dir(&folder) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return result,
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    for entry in entries.map_err(|source| Error::Remove { path: folder.clone(), source })? {
+        result = result.and(detach(&entry.path()).and_then(|()| remove_folder(&entry.path())));
     }
     result.and_then(|()| remove_folder(&folder))
 }
@@ -223,8 +153,7 @@ fn plain(wanted: &Mount, options: &Options<'_>, target: &Path) -> Result<(), Err
     // File systems of images: in a file, unless it is a device already.
     let is_file = FILE_SYSTEMS.contains(&kind) && Path::new(&wanted.source).is_file();
     let device = if options.is_loop || is_file {
-        let read_only = options.flags.contains(MsFlags::MS_RDONLY) || kind == "erofs";
-        Some(loop_device(Path::new(&wanted.source), read_only)?)
+        Some(loop_device(Path::new(&wanted.source), options.flags.contains(MsFlags::MS_RDONLY))?)
     } else {
         None
     };
@@ -355,6 +284,10 @@ fn parse(wanted: &Mount) -> Result<Options<'_>, Error> {
             options.data.push(option);
         }
     }
+    // It has no other way, and its device need not be writable then.
+    options
+        .flags
+        .set(MsFlags::MS_RDONLY, options.flags.contains(MsFlags::MS_RDONLY) || wanted.type_ == "erofs");
     if let Some(maps) = &options.maps {
         let can_be = options.flags.contains(MsFlags::MS_BIND) || wanted.type_ == "overlay";
         if !can_be || maps.uids.is_empty() || maps.gids.is_empty() {

@@ -9,10 +9,36 @@ use containerd_shim_protos::types::mount::Mount;
 
 use crate::fixture::*;
 
+/// An ext4 file system, the ids of which every kernel can map: a tmpfs can since Linux 6.3, an overlay cannot.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// With a copy of the fixture's image.
+    fn new(shim: &Shim) -> Disk {
+        let (file, disk) = (shim.dir.path().join("disk.ext4"), shim.dir.path().join("disk"));
+        fs::create_dir(&disk).unwrap();
+        let command = |program: &str, args: &[&std::ffi::OsStr]| {
+            let output = std::process::Command::new(program).args(args).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        command("mkfs.ext4", &["-q".as_ref(), file.as_ref(), "64M".as_ref()]);
+        command("mount", &["-o".as_ref(), "loop".as_ref(), file.as_ref(), disk.as_ref()]);
+        let disk = Disk(disk);
+        command("cp", &["-a".as_ref(), shim.dir.path().join("image").as_ref(), disk.0.as_ref()]);
+        disk
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
 /// Folders with a file each, the name of which is their number; lowest first.
-fn layers(shim: &Shim, count: usize) -> Vec<PathBuf> {
+fn layers(disk: &Disk, count: usize) -> Vec<PathBuf> {
     let make = |index: usize| {
-        let layer = shim.dir.path().join(format!("a-layer-with-a-long-name-as-snapshotters-give/{index}/fs"));
+        let layer = disk.0.join(format!("a-layer-with-a-long-name-as-snapshotters-give/{index}/fs"));
         fs::create_dir_all(&layer).unwrap();
         fs::write(layer.join(format!("f{index}")), "").unwrap();
         layer
@@ -21,11 +47,11 @@ fn layers(shim: &Shim, count: usize) -> Vec<PathBuf> {
 }
 
 /// As containerd's snapshotter describes it: the uppermost layer first, the image last.
-fn overlay(shim: &Shim, layers: &[PathBuf], more: &[&str]) -> Mount {
-    let image = shim.dir.path().join("image");
+fn overlay(disk: &Disk, layers: &[PathBuf], more: &[&str]) -> Mount {
+    let image = disk.0.join("image");
     let lower: Vec<String> =
         layers.iter().rev().chain([&image]).map(|layer| layer.display().to_string()).collect();
-    let folder = shim.dir.path().join("upper");
+    let folder = disk.0.join("upper");
     for name in ["fs", "work"] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
@@ -63,10 +89,11 @@ const MAPS: [&str; 2] = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"];
 #[tokio::test]
 async fn a_root_file_system_of_a_hundred_layers_shows_them_all() {
     let shim = Shim::new().await;
-    let layers = layers(&shim, 100);
+    let disk = Disk::new(&shim);
+    let layers = layers(&disk, 100);
     for maps in [&[][..], &MAPS[..]] {
         let bundle = shim.bundle(&format!("hundred-{}", maps.len()), "sleep 1000");
-        created(&shim, &bundle, overlay(&shim, &layers, maps)).await;
+        created(&shim, &bundle, overlay(&disk, &layers, maps)).await;
         let rootfs = bundle.path.join("rootfs");
         for index in [0, 50, 99] {
             assert!(rootfs.join(format!("f{index}")).exists(), "layer {index} of {maps:?}");
@@ -78,10 +105,11 @@ async fn a_root_file_system_of_a_hundred_layers_shows_them_all() {
 #[tokio::test]
 async fn the_files_of_idmapped_layers_belong_to_the_pods_root() {
     let shim = Shim::new().await;
-    let layers = layers(&shim, 2);
+    let disk = Disk::new(&shim);
+    let layers = layers(&disk, 2);
     std::os::unix::fs::chown(layers[1].join("f1"), Some(7), Some(8)).unwrap();
     let bundle = shim.bundle("mapped", "sleep 1000");
-    created(&shim, &bundle, overlay(&shim, &layers, &MAPS)).await;
+    created(&shim, &bundle, overlay(&disk, &layers, &MAPS)).await;
     let rootfs = bundle.path.join("rootfs");
     let owner = |file: &str| {
         let file = fs::metadata(rootfs.join(file)).unwrap();
@@ -100,9 +128,10 @@ async fn the_files_of_idmapped_layers_belong_to_the_pods_root() {
 #[tokio::test]
 async fn a_bind_mount_may_be_idmapped_and_read_only() {
     let shim = Shim::new().await;
+    let disk = Disk::new(&shim);
     let bundle = shim.bundle("bind", "sleep 1000");
     let options = ["rbind", "ro"].iter().chain(&MAPS).map(|option| (*option).to_owned()).collect();
-    let image = shim.dir.path().join("image").display().to_string();
+    let image = disk.0.join("image").display().to_string();
     created(&shim, &bundle, Mount { type_: "bind".into(), source: image, options, ..Default::default() })
         .await;
     let rootfs = bundle.path.join("rootfs");
@@ -115,6 +144,7 @@ async fn a_bind_mount_may_be_idmapped_and_read_only() {
 #[tokio::test]
 async fn maps_that_cannot_be_made_are_refused_and_leave_nothing() {
     let shim = Shim::new().await;
+    let disk = Disk::new(&shim);
     let bundle = shim.bundle("bad", "sleep 1000");
     let cases: [(&[&str], &str); 4] = [
         (&["uidmap=0:100000:65536"], "option \"uidmap\" is not supported"),
@@ -124,7 +154,7 @@ async fn maps_that_cannot_be_made_are_refused_and_leave_nothing() {
     ];
     for (maps, want) in cases {
         let request = CreateTaskRequest {
-            rootfs: vec![overlay(&shim, &layers(&shim, 1), maps)],
+            rootfs: vec![overlay(&disk, &layers(&disk, 1), maps)],
             ..shim.create_request(&bundle)
         };
         let (_, message) = refusal(shim.task.create(context(), &request).await);

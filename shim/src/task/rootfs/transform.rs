@@ -4,7 +4,7 @@
 use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 
@@ -28,8 +28,8 @@ pub(super) fn aside(mounts: &[Mount]) -> usize {
     transformed.max(devices)
 }
 
-/// The plain mount that `mount` stands for, after its transforms from the left to the right.
-pub(super) fn apply(mount: &Mount, active: &[Active]) -> Result<Mount, Error> {
+/// The plain mount that `mount` stands for, after its transforms from the left to the right. Folders that are made go to `made`.
+pub(super) fn apply(mount: &Mount, active: &[Active], made: &mut Vec<PathBuf>) -> Result<Mount, Error> {
     let mut plain = mount.clone();
     while let Some((transform, rest)) = plain.type_.clone().split_once('/') {
         plain.type_ = rest.to_owned();
@@ -42,7 +42,7 @@ pub(super) fn apply(mount: &Mount, active: &[Active]) -> Result<Mount, Error> {
             "mkdir" => {
                 let (folders, others): (Vec<_>, Vec<_>) =
                     plain.options.into_iter().partition(|option| option.starts_with(MKDIR));
-                folders.iter().try_for_each(|option| make_folder(option))?;
+                folders.iter().try_for_each(|option| make_folder(option, made))?;
                 plain.options = others;
             }
             _ => return Err(Error::Transform { kind: mount.type_.clone() }),
@@ -75,7 +75,8 @@ fn value(template: &str, active: &[Active]) -> Option<String> {
         ("source", [index]) => Some(active.get(*index)?.source.clone()),
         ("target", [index]) => Some(active.get(*index)?.target.clone()),
         ("mount", [index]) => point(index),
-        ("overlay", [first, last]) => {
+        // Checked before the range is made: it comes from outside.
+        ("overlay", [first, last]) if *first.max(last) < active.len() => {
             let mut layers: Vec<usize> = (*first.min(last)..=*first.max(last)).collect();
             if first > last {
                 layers.reverse();
@@ -87,7 +88,7 @@ fn value(template: &str, active: &[Active]) -> Option<String> {
 }
 
 /// `X-containerd.mkdir.path=PATH[:MODE[:UID:GID]]`; the mode is octal, 0700 by default. A folder that is there stays as it is.
-fn make_folder(option: &str) -> Result<(), Error> {
+fn make_folder(option: &str, made: &mut Vec<PathBuf>) -> Result<(), Error> {
     let bad = || Error::Folders { option: option.to_owned() };
     let value = option.strip_prefix(MKDIR).and_then(|rest| rest.strip_prefix("path=")).ok_or_else(bad)?;
     let parts: Vec<&str> = value.split(':').collect();
@@ -98,17 +99,21 @@ fn make_folder(option: &str) -> Result<(), Error> {
         _ => return Err(bad()),
     };
     let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(bad)?;
+    let id = |text: &str| text.parse::<u32>().map_err(|_not_a_number| bad());
+    let owner = owner.map(|(uid, gid)| Ok((id(uid)?, id(gid)?))).transpose()?;
     let path = Path::new(path);
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(bad());
+    }
     let failed = |source| Error::Folder { path: path.to_owned(), source };
     match DirBuilder::new().mode(mode).create(path) {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
-        made => made.map_err(failed)?,
+        created => created.map_err(failed)?,
     }
+    made.push(path.to_owned());
     // The umask may have taken something away.
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     if let Some((uid, gid)) = owner {
-        let (uid, gid) =
-            (uid.parse().map_err(|_not_a_number| bad())?, gid.parse().map_err(|_not_a_number| bad())?);
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed)?;
     }
     Ok(())
@@ -145,6 +150,7 @@ mod tests {
             "{{ mount }}",
             "{{ mount -1 }}",
             "{{ overlay 0 3 }}",
+            "{{ overlay 0 18446744073709551615 }}",
             "{{ exec 0 }}",
             "{{ mount 0",
             "{{}}",
@@ -157,7 +163,7 @@ mod tests {
     fn folders_are_made_as_described() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, rest: &str| {
-            make_folder(&format!("{MKDIR}path={}{rest}", dir.path().join(name).display()))
+            make_folder(&format!("{MKDIR}path={}{rest}", dir.path().join(name).display()), &mut Vec::new())
         };
         make("a", "").unwrap();
         make("b", ":0751").unwrap();
@@ -168,7 +174,11 @@ mod tests {
         for bad in [":0999", ":01777", ":0700:1", ":0700:1:x:1", ":0700:x:1"] {
             assert!(matches!(make("c", bad), Err(Error::Folders { .. })), "{bad}");
         }
-        assert!(matches!(make_folder("X-containerd.mkdir.mode=1"), Err(Error::Folders { .. })));
+        for bad in ["mode=1", "path=relative", "path=/tmp/../x"] {
+            let refused = make_folder(&format!("{MKDIR}{bad}"), &mut Vec::new());
+            assert!(matches!(refused, Err(Error::Folders { .. })), "{bad}");
+        }
+        assert!(!dir.path().join("c").exists(), "what is refused makes nothing");
         assert!(matches!(make("no/such", ""), Err(Error::Folder { .. })));
     }
 }
