@@ -42,7 +42,7 @@ demo: build tools ## two pods under containerd, a page fetched from one to the o
 
 test: build tools lint ## all tests, as root, on the real kernel and the real containerd
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
-	  cargo test --workspace --features weft-shim/failpoints 2>&1 | tee $(CACHE)/test.log
+	  cargo test --workspace --features weft-shim/failpoints --no-fail-fast 2>&1 | tee $(CACHE)/test.log
 	@# The tasks once more with another OCI runtime. crun refuses a cgroup2 beside cgroup v1, so it does not see one.
 	WEFT_TEST_RUNTIME=crun unshare -m --propagation private sh -c '\
 	  if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi && \

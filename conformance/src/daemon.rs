@@ -55,11 +55,13 @@ impl Daemon {
             Subject::Reference => "",
             Subject::Weft => runtimes,
         };
-        // Version 4 of the format came with 2.3, and a list of folders for plugins with 2.2.
+        // Version 4 of the format came with 2.3, and a list of folders for plugins with 2.1.
         let (format, sockets) = if self < Self::V2_3 { ("3", OLD_SOCKETS) } else { ("4", SOCKETS) };
         let plugins =
-            if self < Self::V2_2 { "bin_dir = '@DIR@/cni/bin'" } else { "bin_dirs = ['@DIR@/cni/bin']" };
+            if self < Self::V2_1 { "bin_dir = '@DIR@/cni/bin'" } else { "bin_dirs = ['@DIR@/cni/bin']" };
         (base.to_owned() + weft)
+            // Before 2.3, CRI did not start without it.
+            .replace(VERIFIER, if self < Self::V2_3 { "" } else { VERIFIER })
             .replace("@FORMAT@", format)
             .replace("@SOCKETS@", sockets)
             .replace("@PLUGINS@", plugins)
@@ -68,6 +70,8 @@ impl Daemon {
             .replace("@DEFAULT@", default)
     }
 }
+
+const VERIFIER: &str = "  'io.containerd.image-verifier.v1.bindir',\n";
 
 const SOCKETS: &str = r"[plugins.'io.containerd.server.v1.grpc']
   address = '@DIR@/containerd.sock'

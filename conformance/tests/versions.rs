@@ -45,6 +45,10 @@ fn life(daemon: Daemon, handler: &str) {
             assert!(node.command("touch").arg(&end).status().expect("run touch").success());
         }
         node.start_containerd();
+        if daemon == Daemon::V2_0 && handler == "weft" {
+            forgotten(node);
+            return;
+        }
         assert_eq!(a.state(), "SANDBOX_READY");
         assert_eq!(client.exec(&["echo", "still here"]), "still here\n");
         wait_until(SOON, "the exit code arrives", || ends.exit_code() == Some(7));
@@ -58,6 +62,16 @@ fn life(daemon: Daemon, handler: &str) {
     a.stop();
     assert_eq!(a.state(), "SANDBOX_NOTREADY");
     a.remove();
+    node.finish();
+}
+
+/// containerd 2.0 looks for the sandboxes of shims in the wrong folder when it starts (the arguments of `LoadExistingShims` are exchanged in
+/// plugins/sandbox/controller.go), and takes their pods for ended. Such pods cannot be saved, but their
+/// shims end by themselves, and nothing stays.
+fn forgotten(node: Node) {
+    let listed = || node.crictl(&["pods", "--quiet", "--state", "ready"]);
+    assert_eq!(listed(), "", "2.0 has learnt to find them: this case can go");
+    node.crictl(&["rmp", "--all", "--force"]);
     node.finish();
 }
 

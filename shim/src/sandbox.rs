@@ -126,6 +126,14 @@ impl Sandbox {
         self.instance().is_some()
     }
 
+    /// Whether containerd has removed the pod's bundle, which it does last of all.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        let instance = self.instance();
+        instance
+            .as_ref()
+            .is_some_and(|instance| instance.plan.bundle.as_ref().is_some_and(|path| !path.exists()))
+    }
+
     /// The process that has the pod's namespaces, if `id` is the pod's.
     pub(crate) fn pid(&self, id: &str) -> Option<u32> {
         let instance = self.instance();
@@ -231,7 +239,7 @@ impl Sandbox {
     /// # Errors
     /// All of them. The daemon ends nevertheless; the files stay then, and `delete`, which containerd runs next, tries
     /// once more with what they say.
-    async fn shutdown(&self, tasks: &Tasks) -> Result<(), Error> {
+    pub(crate) async fn shutdown(&self, tasks: &Tasks) -> Result<(), Error> {
         let stopped = self.stop(tasks).await;
         if self.is_live() {
             tasks.delete_all().await;

@@ -801,6 +801,24 @@ fn a_daemon_that_nobody_connects_to_ends() {
     pod.assert_gone();
 }
 
+/// As when containerd 2.0 starts again, which removes the bundles of its sandboxes and connects to none.
+#[tokio::test]
+async fn a_pod_whose_bundle_has_gone_ends_when_nobody_is_connected() {
+    let pod = Pod::new();
+    let client = connect(&pod.start()).await;
+    let init = created_and_started(&client, &pod.create_own_net(POD)).await.pid;
+    std::fs::remove_dir_all(pod.bundle()).unwrap();
+    drop(client);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pod.daemon().is_some() {
+        assert!(Instant::now() < deadline, "it waits for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!is_alive(init));
+    std::fs::create_dir(pod.bundle()).unwrap();
+    pod.assert_gone();
+}
+
 /// As when a shim does not answer a restarted containerd in five seconds.
 #[tokio::test]
 async fn delete_ends_a_daemon_that_hangs() {

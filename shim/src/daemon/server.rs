@@ -22,6 +22,7 @@ use super::args::Args;
 use super::peers::Peers;
 use super::{Error, io_error, logger, socket};
 use crate::config::Config;
+use crate::error::chain;
 use crate::events::Events;
 use crate::network::{self, Scope};
 use crate::reaper::{self, Reaper};
@@ -31,7 +32,8 @@ use crate::task::{self, TaskContext, Tasks};
 
 /// How long containerd may take for the last events; a client that has gone takes none.
 const FLUSH: Duration = Duration::from_secs(1);
-/// How long whoever has run `start` may take to connect: containerd does so at once.
+/// How long whoever has run `start` may take to connect, which containerd does at once, and how long nobody may be connected before
+/// the daemon looks whether it has been forgotten.
 const WELCOME: Duration = Duration::from_secs(15);
 /// Events of descriptors that are taken from the kernel at once: room for 1024, as by default, is 12 kB.
 const IO_EVENTS: usize = 64;
@@ -123,7 +125,13 @@ async fn run(
         .register_service(network)
         .register_service(not_served());
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
-    until_idle(&idle, &peers, || tasks.is_empty() && !sandbox.is_live()).await?;
+    until_idle(&idle, &peers, || tasks.is_empty() && !sandbox.is_live(), || sandbox.is_forgotten()).await?;
+    if sandbox.is_live() {
+        log::warn!("the pod's bundle has gone, and nobody is connected: the pod ends");
+        if let Err(err) = sandbox.shutdown(&tasks).await {
+            log::error!("{}", chain(&err));
+        }
+    }
     events.flush(FLUSH).await;
     socket::remove(&path).map_err(io_error("remove the socket"))?;
     if timeout(FAREWELL, peers.closed()).await.is_err() {
@@ -140,27 +148,43 @@ fn not_served() -> HashMap<String, Service> {
     NOT_SERVED.iter().map(|name| ((*name).to_owned(), nothing())).collect()
 }
 
-/// Waits for a call that leaves nothing to do. Signals are not a reason to leave a pod alone.
+/// Waits for a call that leaves nothing to do, or until nobody can call any more. Signals are not a reason to leave a pod alone.
 ///
 /// A containerd whose client has gone away kills `start`, or reads its answer no more, and does not run `delete`
-/// (`startShim` in core/runtime/v2/shim_manager.go): then nobody ever connects, and no call comes.
-async fn until_idle(idle: &Notify, peers: &Peers, nothing_left: impl Fn() -> bool) -> Result<(), Error> {
+/// (`startShim` in core/runtime/v2/shim_manager.go): then nobody ever connects. And containerd 2.0 forgets its sandboxes
+/// when it starts again, and removes their bundles: then nobody connects any more.
+async fn until_idle(
+    idle: &Notify,
+    peers: &Peers,
+    nothing_left: impl Fn() -> bool,
+    is_forgotten: impl Fn() -> bool,
+) -> Result<(), Error> {
     let signals = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(io_error("watch for signals"))?;
-    let mut welcome = pin!(sleep(WELCOME));
-    let mut is_new = true;
+    let mut alone = pin!(alone(peers));
     loop {
         tokio::select! {
             () = idle.notified() => if nothing_left() { return Ok(()) },
-            () = &mut welcome, if is_new => {
-                is_new = false;
-                if nothing_left() && peers.are_none() {
+            () = &mut alone => {
+                if nothing_left() || is_forgotten() {
                     return Ok(());
                 }
+                alone.set(self::alone(peers));
             }
             signal = signals.next() => {
                 let signal = signal.map_err(io_error("watch for signals"))?;
                 log::info!("{signal} is ignored while a pod lives");
             }
+        }
+    }
+}
+
+/// Waits until nobody is connected, and a while later still nobody.
+async fn alone(peers: &Peers) {
+    loop {
+        peers.closed().await;
+        sleep(WELCOME).await;
+        if peers.are_none() {
+            return;
         }
     }
 }

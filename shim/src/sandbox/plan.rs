@@ -29,6 +29,8 @@ const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax",
 pub(super) struct Plan {
     /// As CRI sent it; empty if nothing was sent.
     pub(super) config: PodSandboxConfig,
+    /// Where containerd keeps what it knows of the pod.
+    pub(super) bundle: Option<PathBuf>,
     /// The pod's network namespace; `None` with the node's network, and then the node's UTS namespace too.
     pub(super) netns: Option<PathBuf>,
     /// Whether the pod has an IPC namespace, and with it shared memory, of its own.
@@ -52,7 +54,9 @@ impl Plan {
         let user = namespaces.userns_options.as_ref().map_or(Ok(None), User::of)?;
         let node = |mode: protobuf::EnumOrUnknown<NamespaceMode>| mode.value() == NamespaceMode::NODE.value();
         let netns = Some(PathBuf::from(request.netns_path));
+        let bundle = Some(PathBuf::from(request.bundle_path)).filter(|path| path.is_absolute());
         let mut plan = Plan {
+            bundle,
             netns: netns.filter(|path| !path.as_os_str().is_empty() && !node(namespaces.network)),
             own_ipc: !node(namespaces.ipc),
             shared_pid: namespaces.pid.value() == NamespaceMode::POD.value(),
