@@ -39,6 +39,8 @@ try $b mount -t bpf bpf $r/sys/fs/bpf
 try $b mount -t tracefs tracefs $r/sys/kernel/tracing
 # Where modprobe looks.
 $b ln -sfn "$modules/$($b uname -r)" "$r/usr/lib/modules/$($b uname -r)"
+# What the kernel does not load by itself when it is asked for: mount(8) and the shim open /dev/loop-control.
+try $b chroot $r /sbin/modprobe -a loop ext4 erofs
 # Version 2 alone, every controller on: the root is the only cgroup that may both have processes and pass controllers on.
 try $b mount -t cgroup2 cgroup2 $r/sys/fs/cgroup
 for name in $($b cat $r/sys/fs/cgroup/cgroup.controllers); do
