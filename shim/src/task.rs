@@ -151,13 +151,12 @@ impl Tasks {
     /// Whoever takes it out has deleted it.
     fn take(&self, container: &Arc<Container>) -> Result<(), Error> {
         let mut containers = self.containers();
-        match containers.get(&container.id) {
-            Some(Some(found)) if Arc::ptr_eq(found, container) => {
-                containers.remove(&container.id);
-                Ok(())
-            }
-            _ => Err(Error::NotFound { kind: "task", id: container.id.clone() }),
+        let found = containers.get(&container.id).and_then(Option::as_ref);
+        if !found.is_some_and(|found| Arc::ptr_eq(found, container)) {
+            return Err(Error::NotFound { kind: "task", id: container.id.clone() });
         }
+        containers.remove(&container.id);
+        Ok(())
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {

@@ -17,6 +17,9 @@ pub(crate) fn is_v2() -> bool {
 pub(crate) fn folders(id: &str) -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from(MOUNT)];
     roots.extend(std::fs::read_dir(MOUNT).unwrap().map(|entry| entry.unwrap().path()));
+    // A folder where no hierarchy is mounted is no cgroup: crun makes one in its place.
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    roots.retain(|root| mounts.contains(&format!(" {} cgroup", root.display())));
     roots.into_iter().map(|root| root.join(id)).filter(|folder| folder.is_dir()).collect()
 }
 

@@ -544,7 +544,7 @@ async fn delete_cleans_up_from_a_working_directory_that_has_vanished() {
         .arg("delete")
         .env("WEFT_RUN_DIR", shim.dir.path().join("run"))
         .env("WEFT_RUNTIME_ROOT", shim.dir.path().join("runtime"))
-        .env("WEFT_CONFIG", "")
+        .env("WEFT_CONFIG", shim.dir.path().join("config.toml"))
         .current_dir(&bundle.path)
         .output()
         .unwrap();
