@@ -53,7 +53,7 @@ use container::Container;
 pub(crate) use counters::Meter;
 pub(crate) use create::OPTIONS;
 pub(crate) use error::Error;
-use process::{Phase, Process};
+use process::Process;
 pub(crate) use record::{cleanup, is_left};
 use stdio::Paths;
 
@@ -248,26 +248,7 @@ impl Task for Service {
             Ok(container) => container,
             Err(err) => return sandbox_state(self.context.sandbox.pid(&request.id), request, err),
         };
-        let mut response = container.with(&request.exec_id, |process| {
-            let (exit_status, exited_at) = match process.phase() {
-                Phase::Stopped(exit) => (exit.status, MessageField::some(exit.at.into())),
-                _ => (0, MessageField::none()),
-            };
-            StateResponse {
-                pid: process.pid(),
-                status: container.status(process).into(),
-                stdin: process.paths.stdin.clone(),
-                stdout: process.paths.stdout.clone(),
-                stderr: process.paths.stderr.clone(),
-                terminal: process.paths.terminal,
-                exit_status,
-                exited_at,
-                ..Default::default()
-            }
-        })?;
-        (response.id, response.exec_id) = (request.id, request.exec_id);
-        response.bundle = container.bundle.display().to_string();
-        Ok(response)
+        Ok(container.state(request.exec_id).await?)
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {

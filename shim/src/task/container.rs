@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use containerd_shim_protos::api::StateResponse;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::types::task::{ProcessInfo, Status};
 use containerd_shim_protos::{events::task as event, topics};
@@ -34,6 +35,8 @@ use crate::standalone;
 
 /// How long a deletion waits for output that is still on its way.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How long a client that asks for the state of an ended container has to read what is left of its output.
+const ATTENTION: Duration = Duration::from_millis(100);
 /// How long a dead container waits for its execs, and a killed process for its end.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -315,8 +318,39 @@ impl Container {
         pids.into_iter().map(info).collect()
     }
 
+    /// What a client learns of the first process or an exec. The end of the first is told once its output is read, or
+    /// [`ATTENTION`] later: a containerd that has been away opens the fifos, asks, and if all has ended gives up those not
+    /// open yet (`Task.Delete` in containerd's client/task.go calls `io.Cancel`). Their output would be lost.
+    pub(super) async fn state(&self, exec_id: String) -> Result<StateResponse, Error> {
+        if let (true, Phase::Stopped(_), Some(stdio)) =
+            (exec_id.is_empty(), self.init.phase(), self.init.stdio())
+        {
+            stdio.read(ATTENTION).await;
+        }
+        self.with(&exec_id, |process| {
+            let (exit_status, exited_at) = match process.phase() {
+                Phase::Stopped(exit) => (exit.status, MessageField::some(exit.at.into())),
+                _ => (0, MessageField::none()),
+            };
+            StateResponse {
+                id: self.id.clone(),
+                bundle: self.bundle.display().to_string(),
+                pid: process.pid(),
+                status: self.status(process).into(),
+                stdin: process.paths.stdin.clone(),
+                stdout: process.paths.stdout.clone(),
+                stderr: process.paths.stderr.clone(),
+                terminal: process.paths.terminal,
+                exit_status,
+                exited_at,
+                exec_id: exec_id.clone(),
+                ..Default::default()
+            }
+        })
+    }
+
     /// As containerd names it.
-    pub(super) fn status(&self, process: &Process) -> Status {
+    fn status(&self, process: &Process) -> Status {
         match process.phase() {
             Phase::Running if !process.is_exec && self.life.paused.load(Ordering::Relaxed) => Status::PAUSED,
             Phase::Created | Phase::Starting => Status::CREATED,

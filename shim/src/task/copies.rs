@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
@@ -72,38 +72,52 @@ pub(super) fn unread(fd: &OwnedFd) -> i32 {
     answer.map_or(0, |_| bytes)
 }
 
+/// How many streams of a process's output are not yet at their end.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Left {
+    to_copy: usize,
+    to_read: usize,
+}
+
 /// The copies of a process's output.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Copies {
     /// Ended with this value, and with them the client's ends are closed.
     tasks: JoinSet<()>,
-    /// Closed when `last` and those of the tasks are: nothing is left to copy.
-    ended: mpsc::Receiver<()>,
-    last: Option<mpsc::Sender<()>>,
+    left: watch::Sender<Left>,
 }
 
 impl Copies {
-    pub(super) fn new() -> Copies {
-        let (last, ended) = mpsc::channel(1);
-        Copies { tasks: JoinSet::new(), ended, last: Some(last) }
-    }
-
     pub(super) fn spawn(&mut self, source: Arc<AsyncFd<OwnedFd>>, mut sink: Sink) {
-        let copying = self.last.clone();
+        let left = self.left.clone();
+        left.send_modify(|left| (left.to_copy, left.to_read) = (left.to_copy + 1, left.to_read + 1));
         self.tasks.spawn(async move {
             copy(source, &mut sink).await;
-            drop(copying);
+            left.send_modify(|left| left.to_copy -= 1);
             sink.until_read().await;
+            left.send_modify(|left| left.to_read -= 1);
         });
     }
 
     /// Waits until all output is with the client, and at most for `limit`; the rest is given up then.
     pub(super) async fn drain(&mut self, limit: Duration) {
-        self.last = None;
-        if timeout(limit, self.ended.recv()).await.is_err() {
+        let mut left = self.left.subscribe();
+        if timeout(limit, left.wait_for(|left| left.to_copy == 0)).await.is_err() {
             log::warn!("output is still open or unread {limit:?} after the exit: the rest is dropped");
             self.tasks.shutdown().await;
         }
+    }
+
+    /// For [`read`].
+    pub(super) fn left(&self) -> watch::Receiver<Left> {
+        self.left.subscribe()
+    }
+}
+
+/// Waits until the client has read all output, and at most for `limit`.
+pub(super) async fn read(mut left: watch::Receiver<Left>, limit: Duration) {
+    if timeout(limit, left.wait_for(|left| left.to_read == 0)).await.is_err() {
+        log::debug!("output is open or unread {limit:?} after the exit");
     }
 }
 

@@ -18,10 +18,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::TaskContext;
-use super::copies::{Copies, Sink, spawn_input};
+use super::copies::{self, Copies, Left, Sink, spawn_input};
 use super::logging::{self, Logger, Outputs};
 use super::process::Process;
 use super::target::{self, Target};
@@ -88,6 +89,7 @@ pub(crate) struct Stdio {
     /// The writing end that keeps an input fifo open.
     held: Mutex<Option<File>>,
     input: Option<AbortHandle>,
+    left: watch::Receiver<Left>,
     output: tokio::sync::Mutex<Copies>,
     logger: tokio::sync::Mutex<Option<Logger>>,
     master: Option<Arc<AsyncFd<OwnedFd>>>,
@@ -120,7 +122,7 @@ impl Opened {
     /// Joins the client's ends to new pipes, which belong to `owner` so that the process may open them again through
     /// `/proc/self/fd`.
     pub(crate) fn pipes(self, owner: (Uid, Gid)) -> Result<(Stdio, Descriptors), Error> {
-        let mut copies = Copies::new();
+        let mut copies = Copies::default();
         let (stdout, stderr, logger) = match self.output {
             Output::Copied { stdout, stderr } => {
                 (pipe_out(stdout, owner, &mut copies)?, pipe_out(stderr, owner, &mut copies)?, None)
@@ -142,6 +144,7 @@ impl Opened {
         let stdio = Stdio {
             held: Mutex::new(held),
             input,
+            left: copies.left(),
             output: tokio::sync::Mutex::new(copies),
             logger: tokio::sync::Mutex::new(logger),
             master: None,
@@ -160,15 +163,16 @@ impl Opened {
                 (Sink::Stream(Arc::new(stdout)), Some(logger))
             }
         };
-        let mut copies = Copies::new();
+        let mut copies = Copies::default();
         copies.spawn(Arc::clone(&master), stdout);
         let (mut held, mut input) = (None, None);
         if let Some(client) = self.stdin {
             held = Some(client.held);
             input = Some(spawn_input(client.fifo, Arc::clone(&master)));
         }
+        let left = copies.left();
         let (output, logger) = (tokio::sync::Mutex::new(copies), tokio::sync::Mutex::new(logger));
-        Ok(Stdio { held: Mutex::new(held), input, output, logger, master: Some(master) })
+        Ok(Stdio { held: Mutex::new(held), input, left, output, logger, master: Some(master) })
     }
 }
 
@@ -200,6 +204,11 @@ impl Stdio {
         if let Some(logger) = &mut *self.logger.lock().await {
             logger.end(limit).await;
         }
+    }
+
+    /// Waits until the client has read all output, and at most for `limit`.
+    pub(crate) async fn read(&self, limit: Duration) {
+        copies::read(self.left.clone(), limit).await;
     }
 
     /// The terminal, if there is one.

@@ -12,7 +12,7 @@ mod rawmounts;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::sandbox_api::{
@@ -23,6 +23,9 @@ use containerd_shim_protos::shim_async::Client;
 use fixture::*;
 use protobuf::Message;
 use ttrpc::Code;
+
+/// How long the shim waits for a client to read.
+const ATTENTION: Duration = Duration::from_millis(100);
 
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
@@ -96,6 +99,33 @@ async fn nothing_of_a_fast_exit_is_lost() {
     assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
     shim.delete(&bundle, "").await.unwrap();
     assert_eq!((output.await.unwrap().len(), errors.await.unwrap().len()), (8 << 20, 100_000));
+}
+
+/// A containerd that comes back gives up a fifo that it has not quite opened when it learns of the end.
+#[tokio::test]
+async fn the_end_is_told_when_the_output_is_read_or_a_moment_later() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("unread", "echo left");
+    let stdout = bundle.fifo("stdout");
+    let request = CreateTaskRequest { stdout: stdout.clone(), ..shim.create_request(&bundle) };
+    shim.task.create(context(), &request).await.unwrap();
+    shim.start_task(&bundle, "").await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
+    let told_within = async || {
+        let asked = Instant::now();
+        assert_eq!(shim.status(&bundle, "").await, Status::STOPPED);
+        asked.elapsed()
+    };
+    assert!(told_within().await >= ATTENTION, "the output is unread");
+    let mut reader = File::open(&stdout).unwrap();
+    let mut output = [0; 5];
+    reader.read_exact(&mut output).unwrap();
+    assert_eq!(&output, b"left\n");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while told_within().await >= ATTENTION {
+        assert!(Instant::now() < deadline, "it is read");
+    }
+    shim.delete(&bundle, "").await.unwrap();
 }
 
 #[tokio::test]
