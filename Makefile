@@ -18,12 +18,18 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help deps tools build demo test test-versions test-kubernetes test-vm soak lint fmt bench install uninstall clean
+.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm soak lint fmt bench install uninstall clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
-deps: ## install the Debian packages that building and testing need (as root)
+owned:
+	@# Cargo tells the crates of two checkouts apart by the age of their files alone, and would run one's tests for the other.
+	@if [ "$$(cat $(CARGO_TARGET_DIR)/checkout 2>/dev/null)" != "$(CURDIR)" ]; then \
+	  mkdir -p $(CARGO_TARGET_DIR) && find $(CARGO_TARGET_DIR) -path '*/.fingerprint/weft-*' -prune -exec rm -rf {} + && \
+	  echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/checkout; fi
+
+deps: owned ## install the Debian packages that building and testing need (as root)
 	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>&1 | grep -v ' installed$$'); \
 	if [ -n "$$missing" ]; then \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); fi
