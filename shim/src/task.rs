@@ -130,6 +130,13 @@ impl Tasks {
         join_all(self.all().into_iter().map(delete)).await;
     }
 
+    /// From now on the input of each exec ends when its writers have closed it.
+    pub(crate) fn close_input_of_execs(&self) {
+        for container in self.all() {
+            container.execs().values().for_each(|exec| exec.close_input());
+        }
+    }
+
     fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
         let container = self.containers().get(id).cloned().flatten();
         container.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_owned() })

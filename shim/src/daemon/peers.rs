@@ -46,6 +46,13 @@ impl Peers {
         *self.0.borrow() == 0
     }
 
+    /// Waits until somebody is connected.
+    pub(super) async fn opened(&self) {
+        let mut open = self.0.subscribe();
+        // The sender is ours, so the wait cannot fail.
+        drop(open.wait_for(|open| *open > 0).await);
+    }
+
     /// Waits until all have been closed.
     pub(super) async fn closed(&self) {
         let mut open = self.0.subscribe();

@@ -125,7 +125,11 @@ async fn run(
         .register_service(network)
         .register_service(not_served());
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
-    until_idle(&idle, &peers, || tasks.is_empty() && !sandbox.is_live(), || sandbox.is_forgotten()).await?;
+    let nothing_left = || tasks.is_empty() && !sandbox.is_live();
+    tokio::select! {
+        ended = until_idle(&idle, &peers, nothing_left, || sandbox.is_forgotten()) => ended?,
+        () = end_lost_input(&peers, &tasks) => {}
+    }
     if sandbox.is_live() {
         log::warn!("the pod's bundle has gone, and nobody is connected: the pod ends");
         if let Err(err) = sandbox.shutdown(&tasks).await {
@@ -175,6 +179,16 @@ async fn until_idle(
                 log::info!("{signal} is ignored while a pod lives");
             }
         }
+    }
+}
+
+/// For ever: each time that the last client has gone, the input of execs ends with it. containerd knows its execs no more
+/// when it comes back, and nobody would ever end it (`CloseIO`).
+async fn end_lost_input(peers: &Peers, tasks: &Tasks) {
+    loop {
+        peers.closed().await;
+        tasks.close_input_of_execs();
+        peers.opened().await;
     }
 }
 

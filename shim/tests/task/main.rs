@@ -285,6 +285,33 @@ async fn an_exec_has_its_own_code_streams_and_terminal() {
     assert!(!bundle.path.join("exec-0.pid").exists());
 }
 
+/// containerd that was killed during an exec knows nothing of it when it is back: nobody would ever end its input.
+#[tokio::test]
+async fn the_input_of_an_exec_ends_when_its_client_and_all_connections_are_gone() {
+    let mut shim = Shim::new().await;
+    let bundle = shim.bundle("lost", "sleep 1000");
+    shim.run(&bundle).await;
+    let stdin = bundle.fifo("exec-in");
+    let writer = File::options().read(true).write(true).open(&stdin).unwrap();
+    let request = ExecProcessRequest { stdin, ..exec_request(&bundle, "cat", "cat") };
+    shim.task.exec(context(), &request).await.unwrap();
+    let pid = shim.start_task(&bundle, "cat").await.unwrap().pid;
+    drop(writer);
+    let early = tokio::time::timeout(Duration::from_millis(200), shim.wait(&bundle, "cat")).await;
+    assert!(early.is_err(), "a client may come back while containerd lives");
+    let nobody = std::os::unix::net::UnixListener::bind(shim.dir.path().join("nobody")).unwrap();
+    let elsewhere = connect(&shim.dir.path().join("nobody")).await;
+    drop(std::mem::replace(&mut shim.task, elsewhere));
+    until("the exec has ended", || !std::path::Path::new(&format!("/proc/{pid}")).exists()).await;
+    shim.task = connect(&shim.socket()).await;
+    drop(nobody);
+    assert_eq!(shim.wait(&bundle, "cat").await.unwrap(), 0);
+    assert_eq!(shim.status(&bundle, "").await, Status::RUNNING, "the container goes on");
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    shim.delete(&bundle, "").await.unwrap();
+}
+
 /// containerd waits on another connection, and as early as it can.
 #[tokio::test]
 async fn a_wait_may_come_long_before_the_start() {
