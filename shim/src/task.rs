@@ -81,6 +81,8 @@ pub(crate) struct TaskContext {
 pub(crate) struct Tasks {
     /// `None` while a container is being made.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// Told when a creation has ended.
+    changed: Notify,
 }
 
 /// An id that is taken, until its container is there.
@@ -137,9 +139,18 @@ impl Tasks {
         }
     }
 
-    fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
-        let container = self.containers().get(id).cloned().flatten();
-        container.ok_or_else(|| Error::NotFound { kind: "task", id: id.to_owned() })
+    /// One that is being made is waited for: a containerd that was killed in the middle of a creation asks for the pids when
+    /// it is back, and removes the bundle of a task that is not there (`shouldCleanupShim`).
+    async fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
+        loop {
+            let changed = self.changed.notified();
+            let found = self.containers().get(id).cloned();
+            match found {
+                Some(Some(container)) => return Ok(container),
+                Some(None) => changed.await,
+                None => return Err(Error::NotFound { kind: "task", id: id.to_owned() }),
+            }
+        }
     }
 
     fn all(&self) -> Vec<Arc<Container>> {
@@ -183,6 +194,7 @@ impl Drop for Reservation {
         if let Some(None) = containers.get(&self.id) {
             containers.remove(&self.id);
         }
+        self.tasks.changed.notify_waiters();
     }
 }
 
@@ -206,7 +218,7 @@ impl Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let pid = detached(async move {
             match request.exec_id.as_str() {
                 "" => container.start().await,
@@ -218,7 +230,7 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let tasks = Arc::clone(&self.tasks);
         let (pid, exit) = detached(async move {
             if !request.exec_id.is_empty() {
@@ -235,7 +247,7 @@ impl Task for Service {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let spec = exec_spec(&request)?;
         if request.exec_id.is_empty() {
             return Err(Error::Invalid { field: "exec_id", got: String::new(), want: "a name" }.into());
@@ -251,7 +263,7 @@ impl Task for Service {
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let container = match self.tasks.get(&request.id) {
+        let container = match self.tasks.get(&request.id).await {
             Ok(container) => container,
             Err(err) => return sandbox_state(self.context.sandbox.pid(&request.id), request, err),
         };
@@ -259,7 +271,7 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let processes = match (self.tasks.get(&request.id), self.context.sandbox.pid(&request.id)) {
+        let processes = match (self.tasks.get(&request.id).await, self.context.sandbox.pid(&request.id)) {
             (Ok(container), _) => container.processes(),
             (Err(_), Some(pid)) => vec![ProcessInfo { pid, ..Default::default() }],
             (Err(err), None) => return Err(err.into()),
@@ -268,25 +280,25 @@ impl Task for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         detached(async move { container.pause().await }).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         detached(async move { container.resume().await }).await?;
         Ok(Empty::default())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         detached(async move { container.checkpoint(&request).await }).await?;
         Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let number = i32::try_from(request.signal).ok().filter(|number| (1..=64).contains(number));
         let Some(number) = number else {
             let got = request.signal.to_string();
@@ -305,12 +317,12 @@ impl Task for Service {
             })
         };
         let (width, height) = (size("width", request.width)?, size("height", request.height)?);
-        self.tasks.get(&request.id)?.resize(&request.exec_id, width, height)?;
+        self.tasks.get(&request.id).await?.resize(&request.exec_id, width, height)?;
         Ok(Empty::default())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        self.tasks.get(&request.id)?.with(&request.exec_id, |process| {
+        self.tasks.get(&request.id).await?.with(&request.exec_id, |process| {
             if request.stdin {
                 process.close_input();
             }
@@ -319,14 +331,14 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let resources = request.resources.into_option().unwrap_or_default().value;
         detached(async move { container.update(&resources).await }).await?;
         Ok(Empty::default())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let container = self.tasks.get(&request.id)?;
+        let container = self.tasks.get(&request.id).await?;
         let exit = match request.exec_id.as_str() {
             "" => container.init.stopped().await,
             exec_id => container.exec(exec_id)?.stopped().await,
@@ -336,13 +348,13 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let stats = self.tasks.get(&request.id)?.metrics()?;
+        let stats = self.tasks.get(&request.id).await?.metrics()?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
     }
 
     /// Never fails: after a restart containerd asks so for every bundle, also for a sandbox's.
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let task_pid = match self.tasks.get(&request.id) {
+        let task_pid = match self.tasks.get(&request.id).await {
             Ok(container) => container.init.pid(),
             Err(_) => self.context.sandbox.pid(&request.id).unwrap_or_default(),
         };

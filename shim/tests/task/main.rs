@@ -10,8 +10,9 @@ mod logging;
 mod mounts;
 mod rawmounts;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::*;
@@ -19,9 +20,11 @@ use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, ShutdownSandboxRequest, StartSandboxRequest,
 };
 use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::shim_async::Client;
 use fixture::*;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use ttrpc::Code;
 
 /// How long the shim waits for a client to read.
@@ -99,6 +102,42 @@ async fn nothing_of_a_fast_exit_is_lost() {
     assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
     shim.delete(&bundle, "").await.unwrap();
     assert_eq!((output.await.unwrap().len(), errors.await.unwrap().len()), (8 << 20, 100_000));
+}
+
+/// A containerd that was killed in the middle of a creation asks for the pids, and removes a task that has none.
+#[tokio::test]
+async fn a_task_that_is_being_made_is_waited_for() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("making", "sleep 1000");
+    let folder = shim.dir.path();
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' create '*) touch {0}/begun; until [ -e {0}/go ]; do sleep 0.01; done;; esac\n\
+         exec {1} \"$@\"\n",
+        folder.display(),
+        oci_runtime()
+    );
+    std::fs::write(folder.join("slow"), script).unwrap();
+    std::fs::set_permissions(folder.join("slow"), Permissions::from_mode(0o755)).unwrap();
+    let options = Options { binary_name: folder.join("slow").display().to_string(), ..Default::default() };
+    let options = Any {
+        type_url: "containerd.runc.v1.Options".into(),
+        value: options.write_to_bytes().unwrap(),
+        ..Default::default()
+    };
+    let request = CreateTaskRequest { options: Some(options).into(), ..shim.create_request(&bundle) };
+    let (creator, other) = (connect(&shim.socket()).await, connect(&shim.socket()).await);
+    let creation = tokio::spawn(async move { creator.create(context(), &request).await.unwrap().pid });
+    until("the runtime is at work", || folder.join("begun").exists()).await;
+    let request = PidsRequest { id: bundle.id.clone(), ..Default::default() };
+    let mut pids = tokio::spawn(async move { other.pids(context(), &request).await.unwrap().processes });
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut pids).await;
+    assert!(early.is_err(), "answered before there is a process");
+    File::create(folder.join("go")).unwrap();
+    let pid = creation.await.unwrap();
+    assert_eq!(pids.await.unwrap().iter().map(|process| process.pid).collect::<Vec<_>>(), [pid]);
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
+    shim.delete(&bundle, "").await.unwrap();
 }
 
 /// A containerd that comes back gives up a fifo that it has not quite opened when it learns of the end.
