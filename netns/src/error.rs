@@ -63,6 +63,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Netfilter refused a change or a question.
+    #[error("{op}")]
+    Netfilter {
+        /// What was asked for, and of which object.
+        op: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A link that should be there is not.
     #[error("link {0} is missing")]
     AbsentLink(String),
@@ -86,7 +94,7 @@ impl Error {
             | Error::Namespace { source, .. }
             | Error::Socket(source)
             | Error::Sysctl { source, .. } => source.raw_os_error(),
-            Error::Netlink { source, .. } => crate::netlink::errno(source),
+            Error::Netlink { source, .. } | Error::Netfilter { source, .. } => crate::netlink::errno(source),
             Error::NotANamespace { .. }
             | Error::OtherNamespace { .. }
             | Error::LinkName { .. }

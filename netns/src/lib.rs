@@ -1,4 +1,4 @@
-//! A network namespace and what is in it: links, addresses, routes, neighbours, sysctls.
+//! A network namespace and what is in it: links, addresses, routes, neighbours, nftables, conntrack, sysctls.
 //!
 //! A thread enters a namespace, not a process. So [`NetNs::run`] enters on a thread that is made for it and ends: nothing
 //! has to be restored, and neither a panic nor an early return can strand a thread of the caller's. A socket stays in the
@@ -6,17 +6,22 @@
 //!
 //! Nothing here knows of pods, CNI or containerd.
 
+mod conntrack;
 mod error;
 mod link;
 mod name;
+mod netfilter;
 mod netlink;
+pub mod nft;
 mod ns;
 mod route;
 pub mod sysctl;
 
+pub use conntrack::{Connection, Flows};
 pub use error::Error;
 pub use link::{Link, Veth};
 pub use name::{LinkName, Mac};
+pub use netfilter::{Changes, Netfilter};
 pub use netlink::Netlink;
 pub use ns::{Identity, NetNs};
 pub use route::{ROUTE_PROTOCOL, Route};

@@ -8,8 +8,8 @@ use std::io;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
+    NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL,
+    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, new_connection_with_strict_check};
@@ -118,7 +118,7 @@ impl Netlink {
 }
 
 /// Bytes of the refused message's header (`struct nlmsghdr`), which is repeated before the kernel's explanation.
-const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 
 /// The kernel's errno, and its explanation where it gives one.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ pub(crate) fn errno(err: &io::Error) -> Option<i32> {
 }
 
 /// The error that a negative code says, with what comes behind it.
-fn refused(code: i32, attributes: Option<&[u8]>) -> Option<io::Error> {
+pub(crate) fn refused(code: i32, attributes: Option<&[u8]>) -> Option<io::Error> {
     let errno = (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()))?;
     Some(match attributes.and_then(explanation) {
         Some(text) => io::Error::new(errno.kind(), Refusal { errno, text }),
@@ -150,21 +150,24 @@ fn refused(code: i32, attributes: Option<&[u8]>) -> Option<io::Error> {
     })
 }
 
-/// The text of `NLMSGERR_ATTR_MSG` (1) among attributes (include/uapi/linux/netlink.h): each has two bytes of length, itself
-/// included, two of type, and is padded to four.
-fn explanation(attributes: &[u8]) -> Option<String> {
-    let mut rest = attributes;
-    loop {
+/// The text of `NLMSGERR_ATTR_MSG` (1) among attributes (include/uapi/linux/netlink.h).
+fn explanation(bytes: &[u8]) -> Option<String> {
+    let text = attributes(bytes).find_map(|(kind, value)| (kind == 1).then_some(value))?;
+    Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
+}
+
+/// Kinds and values of attributes, up to the first that is cut short (netlink(7)): each has two bytes of length, itself
+/// included, two of kind, and is padded to four. The two highest bits of a kind are flags.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
         let (header, _) = rest.split_first_chunk::<4>()?;
         let [a, b, c, d] = *header;
         let (len, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
         let value = rest.get(4..len)?;
-        if kind == 1 {
-            let text = String::from_utf8_lossy(value);
-            return Some(text.trim_end_matches('\0').to_owned());
-        }
-        rest = rest.get(len.next_multiple_of(4)..)?;
-    }
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !(NLA_F_NESTED | NLA_F_NET_BYTEORDER), value))
+    })
 }
 
 #[cfg(test)]
