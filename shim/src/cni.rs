@@ -65,7 +65,8 @@ async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> 
     let netns =
         env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
     conf.refuse_unsupported()?;
-    let request = pod::Request { owner: env.owner()?, netns, network: conf.network(config)?, pod: env.pod() };
+    let (network, ports) = (conf.network(config)?, conf.ports()?);
+    let request = pod::Request { owner: env.owner()?, netns, network, pod: env.pod(), ports };
     let record = pod::attach(config, &request).await?;
     Ok(result::of(&record, &conf))
 }

@@ -40,7 +40,7 @@ pub struct Runtime {
 }
 
 /// One network: the ranges that its pods' addresses come from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// Tried in order within a family; a pod gets one address of each family that has a range.
@@ -48,6 +48,12 @@ pub struct Network {
     /// Bytes; `None` takes the MTU of the node's default route.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Whether the outside sees the host's address in place of a pod's; `None`: in place of a private one.
+    #[serde(default)]
+    pub masquerade: Option<bool>,
+    /// Destinations outside the ranges that see the pod's address all the same.
+    #[serde(default)]
+    pub masquerade_except: Vec<ipnet::IpNet>,
 }
 
 /// A subnet, and what of it may be leased. The spelling is that of the `host-local` plugin.

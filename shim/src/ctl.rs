@@ -11,6 +11,7 @@ use weft_hooks::FastPath;
 
 use crate::config::{self, Config};
 use crate::error::chain;
+use crate::nat;
 use crate::pod::{self, DetachError, Links};
 use crate::state::Ledger;
 
@@ -125,7 +126,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Error> {
     Ok(runtime.block_on(future))
 }
 
-/// Pods first, so that no program is taken from under one; then the programs; the store last, for until then it is
+/// Pods first, so that no program is taken from under one; then the table and the programs; the store last, for until then it is
 /// what a second attempt works from.
 async fn cleanup(config: &Config) -> Result<(), Error> {
     let mut errors = Vec::new();
@@ -137,6 +138,7 @@ async fn cleanup(config: &Config) -> Result<(), Error> {
     if !errors.is_empty() {
         return Err(DetachError(errors).into());
     }
+    nat::remove()?;
     FastPath::unload(&config.bpf_dir).map_err(Error::Unload)?;
     for path in ["store", "programs.lock", "pods.lock", "weft.sock"].map(|name| config.run_dir.join(name)) {
         let removed =

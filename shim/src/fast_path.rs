@@ -1,8 +1,7 @@
 //! A pod's place on the eBPF path: its map entries and the programs on its host end.
 
-use std::net::IpAddr;
-
 use weft_hooks::{Error, FastPath, PodEntry};
+use weft_netns::Mac;
 
 use crate::config::Config;
 use crate::error::chain;
@@ -19,7 +18,7 @@ pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
         Ok(()) => record.data_path = DataPath::Redirect,
         Err(err) => {
             // Half on the path is off it; an entry that cannot be removed now is removed at detach.
-            let left = leave(config, &record.addresses, record.host_index);
+            let left = leave(config, record, record.host_index);
             let reasons = [Some(chain(&err)), left.err().map(|err| chain(&err))];
             record.data_path_reason = Some(reasons.into_iter().flatten().collect::<Vec<_>>().join("; "));
         }
@@ -47,8 +46,19 @@ pub(crate) fn open(config: &Config) -> Result<Option<FastPath>, Error> {
     }
 }
 
-/// Takes addresses off the path, but for those that another pod has by now.
-pub(crate) fn leave(config: &Config, addresses: &[IpAddr], index: u32) -> Result<(), Error> {
+/// Takes the pod's addresses off the path, but for those that another pod has by now. `index` is 0 where the host end is gone
+/// and was not written down: the entries say then whose they are.
+pub(crate) fn leave(config: &Config, record: &Record, index: u32) -> Result<(), Error> {
     let Some(mut fast_path) = open(config)? else { return Ok(()) };
-    addresses.iter().try_for_each(|address| fast_path.remove_pod(*address, index).map(drop))
+    for address in &record.addresses {
+        let own = |entry: &PodEntry| Mac::new(entry.mac).to_string() == record.mac;
+        let index = match index {
+            0 => fast_path.pod(*address)?.filter(own).map(|entry| entry.ifindex),
+            known => Some(known),
+        };
+        if let Some(index) = index {
+            fast_path.remove_pod(*address, index)?;
+        }
+    }
+    Ok(())
 }

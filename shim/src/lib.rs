@@ -13,6 +13,7 @@ pub(crate) mod events;
 pub(crate) mod failpoint;
 pub(crate) mod fast_path;
 pub(crate) mod memory;
+pub(crate) mod nat;
 pub(crate) mod network;
 pub(crate) mod oci;
 pub(crate) mod pod;

@@ -98,6 +98,7 @@ fn attachment(record: Record) -> api::Attachment {
         state: match record.state {
             State::Attaching => api::State::ATTACHING,
             State::Attached => api::State::ATTACHED,
+            State::Detaching => api::State::DETACHING,
         }
         .into(),
         addresses: record.addresses.iter().map(ToString::to_string).collect(),

@@ -8,10 +8,13 @@
 //! The pod's end has a /32 and a /128; its gateways 169.254.1.1 and fe80::1 exist only as permanent neighbours, and
 //! the host's end knows the pod as one too: no ARP, no neighbour discovery, no duplicate address detection.
 
+mod leftovers;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use futures_util::future::try_join;
+use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
 use weft_netns::{LinkName, NetNs, Netlink, Route, Veth, sysctl};
 
@@ -19,7 +22,8 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::failpoint::failpoint;
 use crate::fast_path;
-use crate::record::{self, DataPath, HOST_LINK_PREFIX, Names, Namespace, PodName, Record, State};
+use crate::nat;
+use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
 use crate::state::{self, Ledger};
 
 /// The pod's IPv4 gateway: link-local (RFC 3927), so that it collides with no range.
@@ -37,6 +41,10 @@ pub(crate) struct Network {
     pub(crate) name: String,
     pub(crate) ranges: Vec<Range>,
     pub(crate) mtu: Option<u32>,
+    /// Whether the outside sees the host's addresses in place of the pods'; by default in place of private ones.
+    pub(crate) masquerade: Option<bool>,
+    /// Destinations outside that see the pods' addresses all the same.
+    pub(crate) masquerade_except: Vec<IpNet>,
 }
 
 /// What is to be attached.
@@ -46,6 +54,7 @@ pub(crate) struct Request {
     pub(crate) netns: PathBuf,
     pub(crate) network: Network,
     pub(crate) pod: PodName,
+    pub(crate) ports: Vec<HostPort>,
 }
 
 /// What becomes of the pair of links at detach.
@@ -72,6 +81,8 @@ pub(crate) enum Error {
     Kernel { step: &'static str, source: weft_netns::Error },
     #[error("take the pod off the fast path")]
     FastPath(#[source] weft_hooks::Error),
+    #[error(transparent)]
+    Nat(#[from] nat::Error),
     #[error("interface {interface} exists already in {netns} and is not weft's")]
     Occupied { interface: String, netns: PathBuf, source: weft_netns::Error },
 }
@@ -111,7 +122,7 @@ pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record,
         if old.state == State::Attached && old.identity() == netns.identity() {
             return Ok(old);
         }
-        unwire(config, &host, &old, Links::Delete).await.map_err(first)?;
+        unwire(config, &ledger, &host, &old, Links::Delete).await.map_err(first)?;
     }
     let mut record = plan(&ledger, request, &netns, &host).await?;
     failpoint("leased");
@@ -120,7 +131,7 @@ pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record,
         Err(err) => {
             // The error that stopped the attach is the one to report; whatever the undo could not remove stays
             // in the record, and the runtime calls DEL after a failed ADD (CNI spec 1.1, section 4).
-            if unwire(config, &host, &record, Links::Delete).await.is_ok() {
+            if unwire(config, &ledger, &host, &record, Links::Delete).await.is_ok() {
                 ledger.forget(&request.owner)?;
             }
             Err(err)
@@ -149,7 +160,6 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         interface: request.owner.interface().into(),
         network: request.network.name.clone(),
         netns: Namespace { path: request.netns.clone(), dev: identity.dev, inode: identity.inode },
-        addresses,
         mac: names.mac.to_string(),
         host_mac: names.host_mac.to_string(),
         host_link: names.host_link,
@@ -158,6 +168,9 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         data_path: DataPath::Routing,
         data_path_reason: None,
         pod: request.pod.clone(),
+        masquerade: nat::masquerade(&request.network, &addresses),
+        ports: request.ports.clone(),
+        addresses,
     })
 }
 
@@ -179,6 +192,8 @@ async fn wire(
     let names = Names::of(&state::owner(record)?);
     fast_path::take(config, record, &names);
     failpoint("fast-path");
+    nat::publish(ledger, record)?;
+    failpoint("published");
     record.state = State::Attached;
     ledger.write(record)?;
     failpoint("attached");
@@ -217,37 +232,11 @@ async fn create_veth(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u
         Err(source) if source.errno() == Some(nix::libc::EEXIST) => source,
         Err(source) => return Err(Error::Kernel { step, source }),
     };
-    if !delete_leftovers(host, netns, &veth).await? {
+    if !leftovers::delete(host, netns, &veth).await? {
         let (interface, netns) = (record.interface.clone(), record.netns.path.clone());
         return Err(Error::Occupied { interface, netns, source });
     }
     host.create_veth(&veth).await.map_err(kernel(step))
-}
-
-/// Deletes a link of the host end's name, and a link of the pod end's name whose other end is one of ours.
-async fn delete_leftovers(host: &Netlink, netns: &NetNs, veth: &Veth<'_>) -> Result<bool, Error> {
-    let step = "delete a leftover veth pair";
-    if let Some(link) = host.link(&veth.name).await.map_err(kernel(step))? {
-        return host.delete_link(link.index).await.map_err(kernel(step));
-    }
-    let inside = Netlink::open_in(netns).map_err(kernel(step))?;
-    let Some(link) = inside.link(&veth.peer_name).await.map_err(kernel(step))? else {
-        return Ok(false);
-    };
-    let Some(index) = link.peer_index else { return Ok(false) };
-    match host.link_by_index(index).await.map_err(kernel(step))? {
-        Some(other) if are_a_pair(&other, &link) => host.delete_link(other.index).await.map_err(kernel(step)),
-        _ => Ok(false),
-    }
-}
-
-/// The index of a veth's other end means something in that end's namespace only, and which that is, the kernel does not
-/// say in a way that can be trusted across namespaces. The addresses do: both ends of a pair of weft's bear one owner's.
-fn are_a_pair(host_end: &weft_netns::Link, pod_end: &weft_netns::Link) -> bool {
-    let tail = |mac: weft_netns::Mac| mac.bytes()[1..].to_vec();
-    host_end.kind.as_deref() == Some("veth")
-        && host_end.name.starts_with(HOST_LINK_PREFIX)
-        && tail(host_end.mac) == tail(pod_end.mac)
 }
 
 /// Inside the pod: addresses, both links up, and the gateways as permanent neighbours behind two routes a family.
@@ -305,7 +294,7 @@ async fn detach_one(
     // Leases are made and freed with their record: without one there is nothing.
     let Some(record) = ledger.read(owner)? else { return Ok(()) };
     let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
-    unwire(config, &host, &record, links).await.map_err(DetachError)?;
+    unwire(config, ledger, &host, &record, links).await.map_err(DetachError)?;
     Ok(ledger.forget(owner)?)
 }
 
@@ -325,8 +314,18 @@ pub(crate) async fn detach_all(config: &Config, container: &str, links: Links) -
 }
 
 /// Removes what [`wire`] made, innermost last, going on past every failure.
-async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) -> Result<(), Vec<Error>> {
+async fn unwire(
+    config: &Config,
+    ledger: &Ledger,
+    host: &Netlink,
+    record: &Record,
+    links: Links,
+) -> Result<(), Vec<Error>> {
     let mut errors = Vec::new();
+    // First of all: what is sent to a host port from now on is refused, not lost.
+    if let Err(err) = unpublish(ledger, record) {
+        errors.push(err);
+    }
     let index = match (links, record.host_index) {
         // Nothing will be done to the link itself, so it need not be looked at.
         (Links::DieWithNamespace, known @ 1..) => known,
@@ -335,7 +334,7 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
             record.host_index
         }),
     };
-    if let Err(err) = fast_path::leave(config, &record.addresses, index) {
+    if let Err(err) = fast_path::leave(config, record, index) {
         errors.push(Error::FastPath(err));
     }
     for address in record.addresses.iter().filter(|_| index != 0) {
@@ -350,6 +349,15 @@ async fn unwire(config: &Config, host: &Netlink, record: &Record, links: Links) 
         errors.push(kernel("delete the veth pair")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Takes the host ports and the masquerade away. Marked first: a table that another process makes anew has none of it.
+fn unpublish(ledger: &Ledger, record: &Record) -> Result<(), Error> {
+    if record.ports.is_empty() && record.masquerade.is_none() {
+        return Ok(());
+    }
+    ledger.write(&Record { state: State::Detaching, ..record.clone() })?;
+    nat::withdraw(record)
 }
 
 /// The index of the host's end by its name, which no other link has; 0 if it was never made.

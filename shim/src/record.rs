@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_ipam::Owner;
 use weft_netns::{Identity, LinkName, Mac};
@@ -22,6 +23,8 @@ pub(crate) enum State {
     Attaching,
     /// The pod's network is whole.
     Attached,
+    /// What the record names is being removed.
+    Detaching,
 }
 
 /// Which way the packets of a pod go to other pods of the node.
@@ -72,6 +75,70 @@ pub(crate) struct Record {
     pub(crate) data_path_reason: Option<String>,
     #[serde(default)]
     pub(crate) pod: PodName,
+    /// Ports of the host that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<HostPort>,
+    /// Where the pod's addresses are hidden behind the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) masquerade: Option<Masquerade>,
+}
+
+/// One port of the host that leads to the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostPort {
+    pub(crate) protocol: Protocol,
+    pub(crate) host_port: u16,
+    pub(crate) pod_port: u16,
+    /// The one address of the host that it is at; an unspecified one stands for all of its family, none for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host_ip: Option<IpAddr>,
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host_ip {
+            Some(at) => {
+                write!(f, "{}/{}", std::net::SocketAddr::new(at, self.host_port), self.protocol.name())
+            }
+            None => write!(f, "{}/{}", self.host_port, self.protocol.name()),
+        }
+    }
+}
+
+/// What a host port is a port of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// As IANA has numbered them.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// Which addresses of the pod are hidden, and from whom not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Masquerade {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Destinations that see them; none overlaps another.
+    pub(crate) except: Vec<IpNet>,
 }
 
 /// Why a record cannot be used.
@@ -88,6 +155,16 @@ pub(crate) enum Error {
 #[derive(Deserialize)]
 struct Versioned {
     version: u64,
+}
+
+impl std::fmt::Display for Record {
+    /// The pod as people know it, or the container and its interface.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.pod.namespace.as_str(), self.pod.name.as_str()) {
+            ("", "") => write!(f, "container {} {}", self.container, self.interface),
+            (namespace, name) => write!(f, "pod {namespace}/{name}"),
+        }
+    }
 }
 
 impl Record {
@@ -150,7 +227,7 @@ pub(crate) const HOST_LINK_PREFIX: &str = "weft";
 
 /// FNV-1a (64 bit) over the parts, each ended by a zero byte. Stable for ever, unlike the standard library's
 /// hashers: links are found again by it after an upgrade.
-fn fnv1a(parts: &[&str]) -> u64 {
+pub(crate) fn fnv1a(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -180,6 +257,8 @@ mod tests {
             data_path: DataPath::Redirect,
             data_path_reason: None,
             pod: PodName::default(),
+            ports: Vec::new(),
+            masquerade: None,
         }
     }
 

@@ -49,14 +49,14 @@ pub(crate) async fn attach(
     let Some(name) = spec["annotations"][ANNOTATION].as_str().map(str::to_owned) else { return Ok(()) };
     let entry = new_network_namespace(spec).ok_or(Error::NoNamespace)?;
     let network = config.network.get(&name).ok_or_else(|| Error::NoNetwork { name: name.clone() })?;
-    let network = cni::network(&name, &network.ranges, network.mtu);
+    let network = cni::network(&name, network);
     let network = network.map_err(|source| Error::Network { name, source: Box::new(source) })?;
     let owner = owner(namespace, id).map_err(Error::Attach)?;
     let netns = pin_path(config, namespace, id);
     entry["path"] = netns.to_string_lossy().into();
     make_namespace(&netns)?;
     let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), uid: String::new() };
-    let request = Request { owner, netns, network, pod };
+    let request = Request { owner, netns, network, pod, ports: Vec::new() };
     if let Err(err) = pod::attach(config, &request).await {
         // What stopped the attach is what the user has to know; a pin that stays is removed by `detach`.
         drop(NetNs::unpin(&request.netns));

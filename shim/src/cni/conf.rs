@@ -3,6 +3,7 @@
 //! Unknown fields are left alone: the runtime passes on what other plugins of a chain need. `runtimeConfig` comes
 //! in two spellings, because containerd encodes its Go types without tags (`HostPort` for `hostPort`).
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 use weft_ipam::{Range, RangeSpec};
@@ -10,6 +11,7 @@ use weft_ipam::{Range, RangeSpec};
 use super::error::Failure;
 use crate::config::{self, Config};
 use crate::pod::Network;
+use crate::record::{HostPort, Protocol};
 
 /// The versions that are spoken.
 pub(super) const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
@@ -25,6 +27,8 @@ pub(super) struct Conf {
     pub(super) name: String,
     ranges: Vec<config::Range>,
     mtu: Option<u32>,
+    masquerade: Option<bool>,
+    masquerade_except: Option<Vec<IpNet>>,
     pub(super) dns: Dns,
     runtime: RuntimeConfig,
     pub(super) prev_result: Option<Value>,
@@ -39,6 +43,11 @@ struct Raw {
     #[serde(default)]
     ranges: Vec<config::Range>,
     mtu: Option<u32>,
+    /// The second name is that of the `bridge` plugin.
+    #[serde(alias = "ipMasq")]
+    masquerade: Option<bool>,
+    #[serde(rename = "masqueradeExcept")]
+    masquerade_except: Option<Vec<IpNet>>,
     #[serde(default)]
     dns: Dns,
     #[serde(rename = "runtimeConfig")]
@@ -71,11 +80,45 @@ struct RuntimeConfig {
     dns: Option<Dns>,
 }
 
-/// One host port.
+/// One host port, as the `portMappings` capability has it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct PortMapping {
     #[serde(rename = "hostPort", alias = "HostPort")]
-    host_port: u16,
+    host_port: i64,
+    #[serde(rename = "containerPort", alias = "ContainerPort")]
+    container_port: i64,
+    #[serde(default, alias = "Protocol")]
+    protocol: String,
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
+    host_ip: String,
+}
+
+impl PortMapping {
+    /// `None` for a container's port that is published nowhere (host port 0).
+    fn check(&self) -> Result<Option<HostPort>, String> {
+        let port = |name: &str, value: i64| {
+            u16::try_from(value).map_err(|_range| format!("{name} is {value}, want a number up to 65535"))
+        };
+        let protocol = match self.protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            other => return Err(format!("protocol is {other:?}, want tcp, udp or sctp")),
+        };
+        let host_ip = match self.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_syntax| format!("hostIP is {text:?}, want an address"))?),
+        };
+        let host_port = port("hostPort", self.host_port)?;
+        let pod_port = port("containerPort", self.container_port)?;
+        if host_port == 0 {
+            return Ok(None);
+        }
+        if pod_port == 0 {
+            return Err(format!("containerPort of host port {host_port} is 0"));
+        }
+        Ok(Some(HostPort { protocol, host_port, pod_port, host_ip }))
+    }
 }
 
 /// Bits per second; 0 is no limit.
@@ -121,6 +164,8 @@ impl Conf {
             name: name.ok_or(Failure::Conf { field: "name", problem: "is missing".into() })?,
             ranges: raw.ranges,
             mtu: raw.mtu,
+            masquerade: raw.masquerade,
+            masquerade_except: raw.masquerade_except,
             dns: raw.dns,
             runtime: raw.runtime.unwrap_or_default(),
             prev_result: raw.prev_result,
@@ -130,18 +175,31 @@ impl Conf {
 
     /// The ranges of the configuration, else those of the node's configuration under the same name.
     pub(super) fn network(&self, config: &Config) -> Result<Network, Failure> {
-        let node = config.network.get(&self.name);
-        let ranges =
-            if self.ranges.is_empty() { node.map_or(&[][..], |node| &node.ranges) } else { &self.ranges };
-        network(&self.name, ranges, self.mtu.or(node.and_then(|node| node.mtu)))
+        let mut network = config.network.get(&self.name).cloned().unwrap_or_default();
+        if !self.ranges.is_empty() {
+            network.ranges.clone_from(&self.ranges);
+        }
+        network.mtu = self.mtu.or(network.mtu);
+        network.masquerade = self.masquerade.or(network.masquerade);
+        if let Some(except) = &self.masquerade_except {
+            network.masquerade_except.clone_from(except);
+        }
+        crate::cni::network(&self.name, &network)
+    }
+
+    /// The host ports that are asked for, each once.
+    pub(super) fn ports(&self) -> Result<Vec<HostPort>, Failure> {
+        let mut ports = Vec::new();
+        for mapping in &self.runtime.port_mappings {
+            let checked = mapping.check();
+            let port = checked.map_err(|problem| Failure::Conf { field: "portMappings:", problem })?;
+            ports.extend(port.filter(|port| !ports.contains(port)));
+        }
+        Ok(ports)
     }
 
     /// A pod must not start without what was asked for it.
     pub(super) fn refuse_unsupported(&self) -> Result<(), Failure> {
-        if let Some(port) = self.runtime.port_mappings.iter().find(|port| port.host_port != 0) {
-            let wanted = format!("host port {}", port.host_port);
-            return Err(Failure::Unsupported { wanted, remedy: "chain the portmap plugin behind weft" });
-        }
         let limits = self.runtime.bandwidth.as_ref();
         if limits.is_some_and(|limits| limits.ingress_rate != 0 || limits.egress_rate != 0) {
             let wanted = "a bandwidth limit".into();
@@ -159,9 +217,9 @@ impl Conf {
     }
 }
 
-/// Checks the ranges of the network `name`.
-pub(crate) fn network(name: &str, ranges: &[config::Range], mtu: Option<u32>) -> Result<Network, Failure> {
-    if ranges.is_empty() {
+/// Checks what the network `name` is.
+pub(crate) fn network(name: &str, network: &config::Network) -> Result<Network, Failure> {
+    if network.ranges.is_empty() {
         let problem = format!("are missing, and the node's configuration has no [network.{name}]");
         return Err(Failure::Conf { field: "ranges", problem });
     }
@@ -174,8 +232,14 @@ pub(crate) fn network(name: &str, ranges: &[config::Range], mtu: Option<u32>) ->
             exclude: range.exclude.clone(),
         })
     };
-    let ranges = ranges.iter().map(check).collect::<Result<_, _>>().map_err(Failure::Range)?;
-    Ok(Network { name: name.to_owned(), ranges, mtu })
+    let ranges = network.ranges.iter().map(check).collect::<Result<_, _>>().map_err(Failure::Range)?;
+    Ok(Network {
+        name: name.to_owned(),
+        ranges,
+        mtu: network.mtu,
+        masquerade: network.masquerade,
+        masquerade_except: network.masquerade_except.clone(),
+    })
 }
 
 #[cfg(test)]
@@ -188,13 +252,16 @@ mod tests {
 
     #[test]
     fn both_spellings_of_a_capability_argument_are_read() {
-        for (port, rate) in [("hostPort", "ingressRate"), ("HostPort", "IngressRate")] {
+        for (port, inside, rate) in
+            [("hostPort", "containerPort", "ingressRate"), ("HostPort", "ContainerPort", "IngressRate")]
+        {
             let conf = parse(&format!(
                 r#"{{"cniVersion":"1.1.0","name":"n","runtimeConfig":{{
-                    "portMappings":[{{"{port}":8080}}],"bandwidth":{{"{rate}":1000}}}}}}"#
+                    "portMappings":[{{"{port}":8080,"{inside}":80}}],"bandwidth":{{"{rate}":1000}}}}}}"#
             ))
             .unwrap();
-            assert_eq!(conf.runtime.port_mappings[0].host_port, 8080);
+            let ports = conf.ports().unwrap();
+            assert_eq!((ports[0].host_port, ports[0].pod_port), (8080, 80));
             assert_eq!(conf.runtime.bandwidth.unwrap().ingress_rate, 1000);
         }
         for (servers, searches) in [("servers", "searches"), ("Servers", "Searches")] {
@@ -215,15 +282,35 @@ mod tests {
     }
 
     #[test]
-    fn a_host_port_is_refused_rather_than_forgotten() {
-        let conf =
-            parse(r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"HostPort":80}]}}"#)
-                .unwrap();
-        let err = conf.refuse_unsupported().unwrap_err();
-        assert_eq!(
-            err.to_string(),
-            "host port 80 is not supported by this version: chain the portmap plugin behind weft"
-        );
+    fn every_mistake_in_a_port_mapping_has_its_words() {
+        for (mapping, problem) in [
+            (r#"{"hostPort":70000,"containerPort":80}"#, "hostPort is 70000, want a number up to 65535"),
+            (r#"{"hostPort":-1,"containerPort":80}"#, "hostPort is -1, want a number up to 65535"),
+            (r#"{"hostPort":80,"containerPort":0}"#, "containerPort of host port 80 is 0"),
+            (
+                r#"{"hostPort":80,"containerPort":80,"protocol":"icmp"}"#,
+                "protocol is \"icmp\", want tcp, udp or sctp",
+            ),
+            (r#"{"hostPort":80,"containerPort":80,"hostIP":"here"}"#, "hostIP is \"here\", want an address"),
+        ] {
+            let conf = format!(
+                r#"{{"cniVersion":"1.1.0","name":"n","runtimeConfig":{{"portMappings":[{mapping}]}}}}"#
+            );
+            let err = parse(&conf).unwrap().ports().unwrap_err();
+            assert_eq!(err.to_string(), format!("network configuration: portMappings: {problem}"));
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_published_nowhere_or_twice_is_no_second_port() {
+        let conf = parse(
+            r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[
+                {"hostPort":0,"containerPort":80},{"hostPort":53,"containerPort":53,"protocol":"UDP"},
+                {"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":""}]}}"#,
+        )
+        .unwrap();
+        let port = HostPort { protocol: Protocol::Udp, host_port: 53, pod_port: 53, host_ip: None };
+        assert_eq!(conf.ports().unwrap(), [port]);
     }
 
     #[test]
@@ -232,7 +319,10 @@ mod tests {
         let conf = parse(r#"{"cniVersion":"1.1.0","name":"n"}"#).unwrap();
         assert!(matches!(conf.network(&config), Err(Failure::Conf { field: "ranges", .. })));
         let range = serde_json::from_str(r#"{"subnet":"10.1.0.0/24"}"#).unwrap();
-        config.network.insert("n".into(), config::Network { ranges: vec![range], mtu: Some(1400) });
+        config.network.insert(
+            "n".into(),
+            config::Network { ranges: vec![range], mtu: Some(1400), ..Default::default() },
+        );
         assert_eq!(conf.network(&config).unwrap().mtu, Some(1400));
     }
 }

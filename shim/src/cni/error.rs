@@ -14,6 +14,7 @@
 //! | 101 | the store cannot be used, or was written by a newer version |
 //! | 102 | the kernel refused a step |
 //! | 103 | CHECK: something of the pod's network is not as it was made |
+//! | 105 | a host port is taken
 //! | 104 | the node's configuration cannot be used |
 
 use std::error::Error;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use super::check::Deviation;
 use crate::config;
 use crate::error::chain;
+use crate::nat;
 use crate::pod;
 
 /// Why a call failed.
@@ -88,7 +90,11 @@ fn pod_code(err: &pod::Error) -> u32 {
         pod::Error::Namespace(_) => 4,
         pod::Error::Lease(weft_ipam::Error::Exhausted { .. }) => 100,
         pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,
-        pod::Error::Kernel { .. } | pod::Error::FastPath(_) | pod::Error::Occupied { .. } => 102,
+        pod::Error::Nat(nat::Error::Taken { .. }) => 105,
+        pod::Error::Nat(_)
+        | pod::Error::Kernel { .. }
+        | pod::Error::FastPath(_)
+        | pod::Error::Occupied { .. } => 102,
     }
 }
 

@@ -1,4 +1,4 @@
-//! `weft serve`: the node's pods over ttrpc, on one socket, until it is told to stop.
+//! `weft serve`: the node's pods over ttrpc, on one socket, until it is told to stop; and a table of nftables that stays.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +12,7 @@ use ttrpc::asynchronous::transport::Listener;
 
 use super::Error;
 use crate::config::Config;
+use crate::nat;
 use crate::network::{self, Scope};
 use crate::signals::Signals;
 
@@ -21,10 +22,15 @@ pub(super) async fn run(config: Config) -> Result<(), Error> {
     let failed = |source| Error::Serve { path: path.clone(), source };
     let listener = listen(&path).and_then(tokio::net::UnixListener::from_std).map_err(failed)?;
     let end = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed)?;
-    let service = network::service(Arc::new(config), Scope::Node);
+    let config = Arc::new(config);
+    let service = network::service(Arc::clone(&config), Scope::Node);
     let mut server = Server::new().add_listener(Listener::from(listener)).register_service(service);
     server.start().await?;
-    end.next().await.map_err(failed)?;
+    tokio::select! {
+        ended = end.next() => drop(ended.map_err(failed)?),
+        // Without end, unless it fails.
+        kept = nat::keep(&config) => kept?,
+    }
     server.shutdown().await?;
     std::fs::remove_file(&path).map_err(failed)
 }

@@ -30,6 +30,7 @@ fn row(record: &Record) -> [String; 6] {
     };
     let path = match (record.state, record.data_path) {
         (State::Attaching, _) => "attaching",
+        (State::Detaching, _) => "detaching",
         (_, DataPath::Redirect) => "redirect",
         (_, DataPath::Routing) => "routing",
     };

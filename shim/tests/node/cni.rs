@@ -281,10 +281,10 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
         ),
         (
             "a host port",
-            with("runtimeConfig", json!({ "portMappings": [{ "HostPort": 80 }] })),
+            with("runtimeConfig", json!({ "portMappings": [{ "HostPort": 80, "ContainerPort": 70000 }] })),
             &[],
-            2,
-            "host port 80",
+            7,
+            "containerPort is 70000",
         ),
         ("no command", good.clone(), &[("CNI_COMMAND", "")], 4, "CNI_COMMAND is missing"),
         ("an unknown command", good.clone(), &[("CNI_COMMAND", "ATTACH")], 4, "\"ATTACH\""),

@@ -8,3 +8,4 @@ mod cni;
 mod common;
 mod killed;
 mod network;
+mod ports;

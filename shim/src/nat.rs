@@ -1,0 +1,270 @@
+//! Host ports and masquerade: the elements of the table `inet weft`, whose rules are in [`ruleset`].
+//!
+//! The records say what belongs there. A pod adds and removes what is its own, in one transaction each; a table that
+//! somebody has flushed is made again from all records, by whoever notices first. The kernel numbers the transactions, so
+//! that a table that is made again never replaces what another process has changed since the records were read; and a
+//! record is marked before its elements go, so that it does not bring them back.
+
+mod element;
+mod masquerade;
+mod ruleset;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+
+use nix::libc;
+use weft_netns::nft::{Batch, Element, Expr, Family};
+use weft_netns::{Flows, Netfilter, sysctl};
+
+use crate::pod;
+use crate::record::{HostPort, Protocol, Record, State};
+use crate::state::Ledger;
+use element::Placed;
+pub(crate) use masquerade::masquerade;
+pub(crate) use ruleset::TABLE;
+pub(crate) use watch::keep;
+
+/// How often a table that is being made again may be overtaken by the changes of others.
+const ATTEMPTS: usize = 50;
+
+/// Why ports and masquerade cannot be had, or not be removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("host port {port} is taken by {by}")]
+    Taken { port: HostPort, by: String },
+    #[error("make the table inet {TABLE} anew: others changed nftables {ATTEMPTS} times meanwhile")]
+    Overtaken,
+    #[error("{step}")]
+    Kernel { step: &'static str, source: weft_netns::Error },
+}
+
+fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> pod::Error {
+    move |source| Error::Kernel { step, source }.into()
+}
+
+/// Publishes the host ports of a record that the store has already, and lets its addresses be masqueraded.
+///
+/// # Errors
+/// [`Error::Taken`]. What was added is removed by [`withdraw`].
+pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error> {
+    let own = element::own(record);
+    if own.is_empty() {
+        return Ok(());
+    }
+    let step = "publish ports and masquerade";
+    if record.ports.iter().any(|port| port.host_ip.is_none_or(|at| at.is_ipv4())) {
+        // Without it, what comes from 127.0.0.1 is dropped on its way back (`ip_route_input_slow` in net/ipv4/route.c).
+        let key = format!("net/ipv4/conf/{}/route_localnet", record.host_link);
+        sysctl::ensure(&key, "1").map_err(kernel("let localhost reach the pod's host ports"))?;
+    }
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let mut batch = Batch::of(TABLE);
+    for (set, elements) in by_set(&own) {
+        batch.add_elements(set, &elements);
+    }
+    if let Err(source) = netfilter.commit(batch) {
+        match source.errno() {
+            Some(libc::ENOENT) => {}
+            Some(libc::EEXIST) => refuse_taken(ledger, &netfilter, &own)?,
+            _ => return Err(kernel(step)(source)),
+        }
+        // The table is missing, or a chain of it, or it holds what no record knows of.
+        restore(ledger, &netfilter)?;
+        refuse_taken(ledger, &netfilter, &own)?;
+    }
+    forget_unpublished(&netfilter, record).map_err(kernel("forget what was sent to the host ports before"))
+}
+
+fn by_set<'a>(placed: impl IntoIterator<Item = &'a Placed>) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for placed in placed {
+        sets.entry(placed.set).or_default().push(placed.element.clone());
+    }
+    sets
+}
+
+/// [`Error::Taken`] if another record has one of the ports.
+fn refuse_taken(ledger: &Ledger, netfilter: &Netfilter, own: &[Placed]) -> Result<(), pod::Error> {
+    let step = "look up who has a host port";
+    for placed in own {
+        let Some(port) = placed.port else { continue };
+        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
+        let Some(there) = there.filter(|there| there.value != placed.element.value) else { continue };
+        let has = |record: &&Record| {
+            element::own(record).iter().any(|other| other.set == placed.set && other.element == there)
+        };
+        if let Some(holder) = ledger.records()?.iter().filter(|record| is_published(record)).find(has) {
+            return Err(Error::Taken { port, by: holder.to_string() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a record's elements belong into the table.
+fn is_published(record: &Record) -> bool {
+    record.state != State::Detaching
+}
+
+/// Connections that were sent to a port while nothing was published there would go on to nowhere: UDP has no end that the
+/// kernel could see.
+fn forget_unpublished(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
+    for port in record.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for connection in netfilter.connections(Flows::ToUdpPort(family, port.host_port))? {
+                let meant = match port.host_ip {
+                    Some(at) if !at.is_unspecified() => connection.to == at,
+                    _ => is_local(connection.to),
+                };
+                if meant {
+                    netfilter.forget(connection)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Only an address of the host's own can be bound (ip(7)).
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// Removes what [`publish`] added for a record that is marked as [`State::Detaching`]. What is gone, is gone; what is not
+/// this pod's, stays.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
+    let own = element::own(record);
+    if own.is_empty() {
+        return Ok(());
+    }
+    let step = "withdraw ports and masquerade";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let mut left = Vec::new();
+    for placed in own {
+        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
+        if there.is_some_and(|there| there == placed.element) {
+            left.push(placed);
+        }
+    }
+    let mut batch = Batch::of(TABLE);
+    for (set, elements) in by_set(&left) {
+        batch.delete_elements(set, &elements);
+    }
+    match netfilter.commit(batch) {
+        // Flushed since it was looked at.
+        Err(err) if err.errno() == Some(libc::ENOENT) => {}
+        done => done.map_err(kernel(step))?,
+    }
+    if !record.ports.is_empty() {
+        forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
+    }
+    Ok(())
+}
+
+/// Without it, the next packets of a connection went to the pod's address, whoever has it by then.
+fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
+    for address in &record.addresses {
+        for connection in netfilter.connections(Flows::AnsweredBy(*address))? {
+            netfilter.forget(connection)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the table anew, in one transaction, as the records say.
+fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod::Error> {
+    let step = "make the table inet weft anew";
+    for _ in 0..ATTEMPTS {
+        let generation = netfilter.generation().map_err(kernel(step))?;
+        let mut batch = Batch::of(TABLE);
+        batch.unless_changed_since(generation);
+        // What is not there cannot be deleted.
+        batch.add_table();
+        batch.delete_table();
+        batch.add_table();
+        let records = ledger.records()?;
+        ruleset::build(&mut batch);
+        for (chain, rules) in hiding(&records) {
+            batch.add_chain(&chain, None);
+            rules.into_iter().for_each(|rule| batch.add_rule(&chain, rule));
+        }
+        for (set, elements) in wanted(&records) {
+            batch.add_elements(set, &elements);
+        }
+        match netfilter.commit(batch) {
+            Err(err) if err.errno() == Some(libc::ERESTART) => {}
+            done => return done.map_err(kernel(step)),
+        }
+    }
+    Err(Error::Overtaken.into())
+}
+
+/// What belongs into the table. Where two records want the same port, the one that was attached first has it.
+fn wanted(records: &[Record]) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut published: Vec<&Record> = records.iter().filter(|record| is_published(record)).collect();
+    published.sort_by_key(|record| record.state == State::Attaching);
+    let mut elements = BTreeMap::new();
+    for record in published {
+        for placed in element::own(record) {
+            elements.entry((placed.set, placed.element.key.clone())).or_insert(placed);
+        }
+    }
+    by_set(elements.values())
+}
+
+/// The chains that the elements of the records jump to, with their rules.
+fn hiding(records: &[Record]) -> BTreeMap<String, Vec<Vec<Expr>>> {
+    let lists = records.iter().filter_map(|record| record.masquerade.as_ref());
+    lists.map(|list| (element::chain(list), ruleset::hide(&list.except))).collect()
+}
+
+/// Makes the table anew if it is not as the records say; whether it was.
+///
+/// # Errors
+/// As of [`restore`].
+pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
+    let step = "look at the table inet weft";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    if is_whole(&netfilter, &ledger.records()?).map_err(kernel(step))? {
+        return Ok(true);
+    }
+    restore(ledger, &netfilter)?;
+    Ok(false)
+}
+
+/// A table that nobody needs may be missing.
+fn is_whole(netfilter: &Netfilter, records: &[Record]) -> Result<bool, weft_netns::Error> {
+    let mut wanted = wanted(records);
+    if wanted.is_empty() && !netfilter.has_table(TABLE)? {
+        return Ok(true);
+    }
+    for set in ruleset::SETS {
+        let (mut there, mut wanted) =
+            (netfilter.elements(TABLE, set.name)?, wanted.remove(set.name).unwrap_or_default());
+        there.sort();
+        wanted.sort();
+        if there != wanted {
+            return Ok(false);
+        }
+    }
+    let mut rules = BTreeMap::new();
+    ruleset::rules().into_iter().for_each(|(chain, _)| *rules.entry(chain.to_owned()).or_insert(0) += 1);
+    rules.extend(hiding(records).into_iter().map(|(chain, rules)| (chain, rules.len())));
+    Ok(netfilter.rules(TABLE)? == rules)
+}
+
+/// Removes the table.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn remove() -> Result<(), pod::Error> {
+    let step = "delete the table inet weft";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let mut batch = Batch::of(TABLE);
+    batch.add_table();
+    batch.delete_table();
+    netfilter.commit(batch).map_err(kernel(step))
+}

@@ -1,0 +1,66 @@
+//! What a record puts into the sets.
+
+use std::net::IpAddr;
+
+use weft_netns::nft::{Element, Value};
+
+use super::ruleset::{IPV4, IPV6, Sets};
+use crate::record::{HostPort, Masquerade, Record, fnv1a};
+
+/// An element, and the set it belongs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) set: &'static str,
+    pub(super) element: Element,
+    /// The host port that it publishes.
+    pub(super) port: Option<HostPort>,
+}
+
+/// What belongs to this pod alone.
+pub(super) fn own(record: &Record) -> Vec<Placed> {
+    let masquerade = record.masquerade.iter().flat_map(|masquerade| {
+        masquerade.addresses.iter().map(|address| Placed {
+            set: sets(*address).masquerade,
+            element: Element { key: octets(*address), value: Some(Value::Jump(chain(masquerade))) },
+            port: None,
+        })
+    });
+    let hairpin = record.addresses.iter().filter(|_| !record.ports.is_empty()).map(|address| Placed {
+        set: sets(*address).hairpin,
+        element: Element { key: octets(*address).repeat(2), value: None },
+        port: None,
+    });
+    let ports = record.ports.iter().flat_map(|port| {
+        let serves = |address: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
+        record.addresses.iter().filter(serves).map(|address| publish(port, *address))
+    });
+    masquerade.chain(hairpin).chain(ports).collect()
+}
+
+fn publish(port: &HostPort, address: IpAddr) -> Placed {
+    let number = |port: u16| [port.to_be_bytes(), [0; 2]].concat();
+    let protocol = vec![port.protocol.number(), 0, 0, 0];
+    let at = port.host_ip.filter(|at| !at.is_unspecified()).map(octets);
+    let set = if at.is_some() { sets(address).ports_at } else { sets(address).ports };
+    let key = [at.unwrap_or_default(), protocol, number(port.host_port)].concat();
+    let value = Some(Value::Data([octets(address), number(port.pod_port)].concat()));
+    Placed { set, element: Element { key, value }, port: Some(*port) }
+}
+
+fn sets(address: IpAddr) -> Sets {
+    if address.is_ipv4() { IPV4 } else { IPV6 }
+}
+
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The chain that hides a pod: networks with the same exceptions share it.
+pub(super) fn chain(masquerade: &Masquerade) -> String {
+    let list: Vec<String> = masquerade.except.iter().map(ToString::to_string).collect();
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    format!("masquerade_{:016x}", fnv1a(&list))
+}

@@ -1,0 +1,196 @@
+//! The fixed part of the table `inet weft`: its sets, chains and rules. Only elements change while pods come and go.
+//!
+//! ```text
+//! chain guard       { filter, prerouting, raw      # localhost is reachable from a pod's link: only for answers
+//!   iifname "weft*" ip daddr 127.0.0.0/8 drop }
+//! chain prerouting  { nat, prerouting, dstnat      jump ports }
+//! chain output      { nat, output, dstnat          jump ports }
+//! chain ports {
+//!   dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+//!   fib daddr type local  dnat ip to meta l4proto . th dport map @ports4          # and both for IPv6
+//! }
+//! chain postrouting { nat, postrouting, srcnat
+//!   oifname "weft*" jump to_pod
+//!   ip saddr vmap @masquerade4 }                                                   # and for IPv6
+//! chain masquerade_…  {                            # one for each list of exceptions that a network has
+//!   ip daddr 10.88.0.0/16 return                   # each
+//!   masquerade fully-random
+//! }
+//! chain to_pod {                                   # answers must come back through the node
+//!   ct status dnat ip saddr 127.0.0.0/8           snat ip to 169.254.1.1
+//!   ct status dnat ip saddr . ip daddr @hairpin4  snat ip to 169.254.1.1           # and for IPv6
+//!   accept                                         # a pod's address is never hidden from a pod
+//! }
+//! ```
+
+use ipnet::IpNet;
+use weft_netns::nft::{Base, Batch, Direction, Expr, Family, Field, Hook, Kind, Set, Slot, Type};
+
+use super::element::octets;
+use crate::pod::{GATEWAY_V4, GATEWAY_V6};
+use crate::record::HOST_LINK_PREFIX;
+
+/// The table's name, in family `inet`.
+pub(crate) const TABLE: &str = "weft";
+
+/// The sets and maps for one address family.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sets {
+    /// Protocol and port at any address of the host → address and port of the pod.
+    pub(super) ports: &'static str,
+    /// The same at one address.
+    pub(super) ports_at: &'static str,
+    /// A pod's address, twice: a pod that reaches itself.
+    pub(super) hairpin: &'static str,
+    /// A pod's address → the chain that hides it.
+    pub(super) masquerade: &'static str,
+}
+
+pub(super) const IPV4: Sets =
+    Sets { ports: "ports4", ports_at: "ports4_at", hairpin: "hairpin4", masquerade: "masquerade4" };
+
+pub(super) const IPV6: Sets =
+    Sets { ports: "ports6", ports_at: "ports6_at", hairpin: "hairpin6", masquerade: "masquerade6" };
+
+const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set {
+    Set { name, key, value }
+}
+
+/// All sets and maps.
+pub(super) const SETS: [Set; 8] = [
+    map(IPV4.ports, &[Type::Protocol, Type::Port], &[Type::Ipv4, Type::Port]),
+    map(IPV6.ports, &[Type::Protocol, Type::Port], &[Type::Ipv6, Type::Port]),
+    map(IPV4.ports_at, &[Type::Ipv4, Type::Protocol, Type::Port], &[Type::Ipv4, Type::Port]),
+    map(IPV6.ports_at, &[Type::Ipv6, Type::Protocol, Type::Port], &[Type::Ipv6, Type::Port]),
+    map(IPV4.hairpin, &[Type::Ipv4, Type::Ipv4], &[]),
+    map(IPV6.hairpin, &[Type::Ipv6, Type::Ipv6], &[]),
+    map(IPV4.masquerade, &[Type::Ipv4], &[Type::Verdict]),
+    map(IPV6.masquerade, &[Type::Ipv6], &[Type::Verdict]),
+];
+
+/// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` (include/uapi/linux/netfilter_ipv4.h).
+const RAW: i32 = -300;
+const DSTNAT: i32 = -100;
+const SRCNAT: i32 = 100;
+
+/// Adds the sets, chains and rules to a table that has just been made.
+pub(super) fn build(batch: &mut Batch) {
+    SETS.iter().for_each(|set| batch.add_set(set));
+    let base = |kind, hook, priority| Some(Base { kind, hook, priority });
+    for (chain, base) in [
+        ("ports", None),
+        ("to_pod", None),
+        ("guard", base(Kind::Filter, Hook::Prerouting, RAW)),
+        ("prerouting", base(Kind::Nat, Hook::Prerouting, DSTNAT)),
+        ("output", base(Kind::Nat, Hook::Output, DSTNAT)),
+        ("postrouting", base(Kind::Nat, Hook::Postrouting, SRCNAT)),
+    ] {
+        batch.add_chain(chain, base);
+    }
+    rules().into_iter().for_each(|(chain, rule)| batch.add_rule(chain, rule));
+}
+
+/// All rules, each with its chain.
+pub(super) fn rules() -> Vec<(&'static str, Vec<Expr>)> {
+    let from_localhost =
+        vec![Expr::Take(Field::Source(Family::Ipv4), Slot(0)), Expr::Begins(Slot(0), LOCALHOST.into())];
+    let guard = vec![
+        Expr::CameBy(HOST_LINK_PREFIX),
+        Expr::Is(Family::Ipv4),
+        Expr::Take(Field::Destination(Family::Ipv4), Slot(0)),
+        Expr::Begins(Slot(0), LOCALHOST.into()),
+        Expr::Drop,
+    ];
+    vec![
+        ("guard", guard),
+        ("prerouting", vec![Expr::Jump("ports")]),
+        ("output", vec![Expr::Jump("ports")]),
+        ("ports", port_at_one_address(Family::Ipv4, IPV4)),
+        ("ports", port_at_one_address(Family::Ipv6, IPV6)),
+        ("ports", port(Family::Ipv4, IPV4)),
+        ("ports", port(Family::Ipv6, IPV6)),
+        ("postrouting", vec![Expr::LeavesBy(HOST_LINK_PREFIX), Expr::Jump("to_pod")]),
+        ("postrouting", masquerade(Family::Ipv4, IPV4)),
+        ("postrouting", masquerade(Family::Ipv6, IPV6)),
+        ("to_pod", answer_to_gateway(Family::Ipv4, from_localhost)),
+        ("to_pod", answer_to_gateway(Family::Ipv4, to_itself(Family::Ipv4, IPV4))),
+        ("to_pod", answer_to_gateway(Family::Ipv6, to_itself(Family::Ipv6, IPV6))),
+        ("to_pod", vec![Expr::Accept]),
+    ]
+}
+
+/// The first byte of 127.0.0.0/8.
+const LOCALHOST: [u8; 1] = [127];
+/// Where a map puts a pod's address; its port is behind it.
+const POD: Slot = Slot(6);
+
+/// 4-byte slots of an address.
+fn width(family: Family) -> u8 {
+    if family == Family::Ipv4 { 1 } else { 4 }
+}
+
+fn to_the_pod(family: Family, map: &'static str) -> [Expr; 2] {
+    let port = Slot(POD.0 + width(family));
+    [Expr::Map(map, Slot(0), POD), Expr::Translate(Direction::Destination, family, POD, Some(port))]
+}
+
+fn port_at_one_address(family: Family, sets: Sets) -> Vec<Expr> {
+    let protocol = width(family);
+    let mut rule = vec![
+        Expr::Is(family),
+        Expr::Take(Field::Destination(family), Slot(0)),
+        Expr::TakeProtocol(Slot(protocol)),
+        Expr::Take(Field::DestinationPort, Slot(protocol + 1)),
+    ];
+    rule.extend(to_the_pod(family, sets.ports_at));
+    rule
+}
+
+fn port(family: Family, sets: Sets) -> Vec<Expr> {
+    let mut rule = vec![
+        Expr::IsForHost,
+        Expr::Is(family),
+        Expr::TakeProtocol(Slot(0)),
+        Expr::Take(Field::DestinationPort, Slot(1)),
+    ];
+    rule.extend(to_the_pod(family, sets.ports));
+    rule
+}
+
+fn masquerade(family: Family, sets: Sets) -> Vec<Expr> {
+    vec![Expr::Is(family), Expr::Take(Field::Source(family), Slot(0)), Expr::Decide(sets.masquerade, Slot(0))]
+}
+
+/// A chain that hides the sender from all but these destinations.
+pub(super) fn hide(except: &[IpNet]) -> Vec<Vec<Expr>> {
+    let seen = |net: &IpNet| {
+        let family = if net.addr().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+        vec![
+            Expr::Is(family),
+            Expr::Take(Field::Destination(family), Slot(0)),
+            Expr::Within(Slot(0), octets(net.network()), net.prefix_len()),
+            Expr::Return,
+        ]
+    };
+    except.iter().map(seen).chain([vec![Expr::Masquerade]]).collect()
+}
+
+fn to_itself(family: Family, sets: Sets) -> Vec<Expr> {
+    vec![
+        Expr::Take(Field::Source(family), Slot(0)),
+        Expr::Take(Field::Destination(family), Slot(width(family))),
+        Expr::Find(sets.hairpin, Slot(0)),
+    ]
+}
+
+/// What the pod would answer itself, or to a host of that name in its own namespace, it answers to its gateway.
+fn answer_to_gateway(family: Family, which: Vec<Expr>) -> Vec<Expr> {
+    let gateway = match family {
+        Family::Ipv4 => GATEWAY_V4.octets().to_vec(),
+        Family::Ipv6 => GATEWAY_V6.octets().to_vec(),
+    };
+    let mut rule = vec![Expr::IsTranslated, Expr::Is(family)];
+    rule.extend(which);
+    rule.extend([Expr::Put(POD, gateway), Expr::Translate(Direction::Source, family, POD, None)]);
+    rule
+}

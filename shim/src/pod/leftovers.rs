@@ -1,0 +1,32 @@
+//! Links that an attach which was killed has left.
+
+use weft_netns::{NetNs, Netlink, Veth};
+
+use super::{Error, kernel};
+use crate::record::HOST_LINK_PREFIX;
+
+/// Deletes a link of the host end's name, and a link of the pod end's name whose other end is one of ours.
+pub(super) async fn delete(host: &Netlink, netns: &NetNs, veth: &Veth<'_>) -> Result<bool, Error> {
+    let step = "delete a leftover veth pair";
+    if let Some(link) = host.link(&veth.name).await.map_err(kernel(step))? {
+        return host.delete_link(link.index).await.map_err(kernel(step));
+    }
+    let inside = Netlink::open_in(netns).map_err(kernel(step))?;
+    let Some(link) = inside.link(&veth.peer_name).await.map_err(kernel(step))? else {
+        return Ok(false);
+    };
+    let Some(index) = link.peer_index else { return Ok(false) };
+    match host.link_by_index(index).await.map_err(kernel(step))? {
+        Some(other) if are_a_pair(&other, &link) => host.delete_link(other.index).await.map_err(kernel(step)),
+        _ => Ok(false),
+    }
+}
+
+/// The index of a veth's other end means something in that end's namespace only, and which that is, the kernel does not
+/// say in a way that can be trusted across namespaces. The addresses do: both ends of a pair of weft's bear one owner's.
+fn are_a_pair(host_end: &weft_netns::Link, pod_end: &weft_netns::Link) -> bool {
+    let tail = |mac: weft_netns::Mac| mac.bytes()[1..].to_vec();
+    host_end.kind.as_deref() == Some("veth")
+        && host_end.name.starts_with(HOST_LINK_PREFIX)
+        && tail(host_end.mac) == tail(pod_end.mac)
+}

@@ -1,0 +1,409 @@
+//! Host ports and masquerade, by packets: pods, a host, and an outside behind the uplink. `nft` is the witness.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_netns::NetNs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Answer, Node, OUTSIDE, conf, slowness, wait_until};
+
+/// The host's addresses on its uplink, and those of the outside.
+const HOST: [&str; 2] = ["192.0.2.10", "2001:db8::10"];
+const BEYOND: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// Moves the far end of the uplink into a namespace of its own.
+fn outside(node: &Node) -> NetNs {
+    let path = node.pod("outside");
+    node.ip(&["link", "set", OUTSIDE, "netns", &path.display().to_string()]);
+    for args in [
+        "link set lo up".to_owned(),
+        format!("addr add {}/24 dev {OUTSIDE}", BEYOND[0]),
+        format!("addr add {}/64 dev {OUTSIDE} nodad", BEYOND[1]),
+        format!("link set {OUTSIDE} up"),
+        "route add 10.88.0.0/24 via 192.0.2.10".to_owned(),
+        "-6 route add fd00:88::/64 via 2001:db8::10".to_owned(),
+    ] {
+        node.ip_in_pod("outside", &args.split(' ').collect::<Vec<_>>());
+    }
+    node.pod_ns("outside")
+}
+
+fn with_ports(mappings: Value) -> Value {
+    let mut conf = conf();
+    conf["runtimeConfig"] = json!({ "portMappings": mappings });
+    conf
+}
+
+fn port(protocol: &str, host: u16, pod: u16) -> Value {
+    json!({ "HostPort": host, "ContainerPort": pod, "Protocol": protocol, "HostIP": "" })
+}
+
+fn add(node: &Node, name: &str, conf: &Value) -> Answer {
+    node.pod(name);
+    let answer = node.cni("ADD", name, conf);
+    assert!(answer.status.success(), "ADD {name}: {}", answer.json);
+    answer
+}
+
+fn del(node: &Node, names: &[&str]) {
+    for name in names {
+        let answer = node.cni("DEL", name, &conf());
+        assert!(answer.status.success(), "DEL {name}: {}", answer.json);
+    }
+    node.assert_empty();
+    for set in
+        ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6", "masquerade4", "masquerade6"]
+    {
+        assert_eq!(elements(node, set), 0, "{set}");
+    }
+}
+
+/// Elements of a set or map, as `nft` sees them.
+fn elements(node: &Node, name: &str) -> usize {
+    let output = node.run(Command::new("nft").args(["-j", "list", "ruleset"]), "");
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let objects = listed["nftables"].as_array().unwrap();
+    let set = objects.iter().find_map(|object| {
+        [&object["set"], &object["map"]].into_iter().find(|set| set["name"] == name).cloned()
+    });
+    set.map_or(0, |set| set["elem"].as_array().map_or(0, Vec::len))
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+fn patience() -> Duration {
+    Duration::from_secs(2) * slowness()
+}
+
+/// A connection from a namespace to `target`, taken by whoever listens in `server`: the client as the server sees it.
+fn tcp(client: &NetNs, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
+    let listener = bound(server, target.is_ipv4(), port, TcpListener::bind::<SocketAddr>);
+    listener.set_nonblocking(true).unwrap();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(move || {
+            client.run(|| {
+                let mut stream = TcpStream::connect_timeout(&target, patience()).ok()?;
+                stream.set_read_timeout(Some(patience())).unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).ok().filter(|_| answer == "here")
+            })
+        });
+        let mut seen = None;
+        while !asking.is_finished() {
+            match listener.accept() {
+                Ok((mut stream, from)) => {
+                    stream.write_all(b"here").unwrap();
+                    seen = Some(from.ip());
+                }
+                Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+            }
+        }
+        asking.join().unwrap().unwrap().and(seen)
+    })
+}
+
+/// A datagram to `target` from a socket, and its answer from whoever listens in `server`: the client as the server sees it.
+fn udp(client: &UdpSocket, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
+    let listener = bound(server, target.is_ipv4(), port, UdpSocket::bind::<SocketAddr>);
+    listener.set_read_timeout(Some(patience())).unwrap();
+    client.set_read_timeout(Some(patience())).unwrap();
+    client.send_to(b"ping", target).ok()?;
+    let mut bytes = [0; 16];
+    let (_, from) = listener.recv_from(&mut bytes).ok()?;
+    listener.send_to(b"pong", from).unwrap();
+    let (_, answered) = client.recv_from(&mut bytes).ok()?;
+    (answered == target).then_some(from.ip())
+}
+
+fn socket(netns: &NetNs, ipv4: bool) -> UdpSocket {
+    bound(netns, ipv4, 0, UdpSocket::bind::<SocketAddr>)
+}
+
+/// A socket that serves `port` in a namespace. The one before it may still be open for a moment: in a child that another
+/// thread has forked and that has not come to its exec yet.
+fn bound<T: Send>(netns: &NetNs, ipv4: bool, port: u16, bind: fn(SocketAddr) -> std::io::Result<T>) -> T {
+    let any = at(if ipv4 { "0.0.0.0" } else { "::" }, port);
+    let deadline = Instant::now() + 5 * patience();
+    loop {
+        match netns.run(|| bind(any)).unwrap() {
+            Err(err) if err.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
+#[test]
+fn a_host_port_leads_to_the_pod_from_everywhere() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    let conf = with_ports(json!([port("tcp", 8080, 80), port("udp", 8053, 53)]));
+    let own = add(&node, "a", &conf).addresses();
+    let other = node.add("b").addresses();
+    let (a, b) = (node.pod_ns("a"), node.pod_ns("b"));
+    for (family, gateway) in [(0, "169.254.1.1"), (1, "fe80::1")] {
+        // Who asks, where, and whom the pod sees: its own gateway where an answer would else not come back.
+        let mut ways = vec![
+            (&beyond, HOST[family], BEYOND[family]),
+            (&node.host, HOST[family], HOST[family]),
+            (&b, HOST[family], other[family].as_str()),
+            (&a, HOST[family], gateway),
+        ];
+        if family == 0 {
+            ways.extend([(&node.host, "127.0.0.1", gateway), (&node.host, "127.1.2.3", gateway)]);
+        }
+        for (client, to, from) in ways {
+            let from = Some(from.parse().unwrap());
+            assert_eq!(tcp(client, at(to, 8080), &a, 80), from, "tcp to {to}");
+            let socket = socket(client, family == 0);
+            assert_eq!(udp(&socket, at(to, 8053), &a, 53), from, "udp to {to}");
+            assert_eq!(udp(&socket, at(to, 8053), &a, 53), from, "udp to {to}, once more");
+        }
+        // Not only for the first packet: what the pod itself serves is reached as ever.
+        assert_eq!(tcp(&b, at(&own[family], 80), &a, 80), Some(other[family].parse().unwrap()));
+        assert_eq!(tcp(&beyond, at(HOST[family], 8081), &a, 8081), None, "a port that is not published");
+    }
+    assert_eq!((elements(&node, "ports4"), elements(&node, "ports6")), (2, 2));
+    del(&node, &["a", "b"]);
+    assert_eq!(tcp(&beyond, at(HOST[0], 8080), &a, 80), None, "a port that was published");
+}
+
+#[test]
+fn a_pod_reaches_no_localhost_but_its_own() {
+    let node = Node::new();
+    add(&node, "a", &with_ports(json!([port("tcp", 8080, 80)])));
+    let a = node.pod_ns("a");
+    node.ip_in_pod(
+        "a",
+        &["route", "add", "127.0.0.2/32", "via", "169.254.1.1", "dev", "eth0", "table", "77"],
+    );
+    node.ip_in_pod("a", &["rule", "add", "to", "127.0.0.2/32", "table", "77", "pref", "0"]);
+    // The local table comes first and knows 127.0.0.0/8.
+    node.ip_in_pod("a", &["rule", "add", "pref", "5", "table", "local"]);
+    node.ip_in_pod("a", &["rule", "del", "pref", "0", "table", "local"]);
+    let link = node.ip_in_pod("a", &["link", "show", "eth0"])[0]["ifname"].as_str().unwrap().to_owned();
+    let sysctl = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
+    a.run(|| std::fs::write(sysctl, "1").unwrap()).unwrap();
+    assert_eq!(tcp(&a, at("127.0.0.2", 9000), &node.host, 9000), None);
+    del(&node, &["a"]);
+}
+
+#[test]
+fn a_port_at_one_address_is_at_no_other() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    node.ip(&["addr", "add", "192.0.2.11/24", "dev", "uplink"]);
+    let mapping =
+        |ip: &str| json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ip });
+    add(&node, "a", &with_ports(json!([mapping("192.0.2.10")])));
+    add(&node, "b", &with_ports(json!([mapping("192.0.2.11")])));
+    add(&node, "c", &with_ports(json!([mapping("::")])));
+    let from = Some(BEYOND[0].parse().unwrap());
+    assert_eq!(tcp(&beyond, at("192.0.2.10", 8080), &node.pod_ns("a"), 80), from);
+    assert_eq!(tcp(&beyond, at("192.0.2.11", 8080), &node.pod_ns("b"), 80), from);
+    assert_eq!(tcp(&beyond, at(HOST[1], 8080), &node.pod_ns("c"), 80), Some(BEYOND[1].parse().unwrap()));
+    assert_eq!(tcp(&node.host, at("127.0.0.1", 8080), &node.pod_ns("a"), 80), None, "localhost");
+    del(&node, &["a", "b", "c"]);
+}
+
+#[test]
+fn a_taken_port_is_refused_with_the_name_of_its_pod() {
+    let node = Node::new();
+    let conf = with_ports(json!([port("udp", 8053, 53), port("tcp", 8080, 80)]));
+    node.pod("a");
+    let answer = node.cni_with("ADD", "a", &conf.to_string(), |command| {
+        let netns = node.dir.path().join("netns-a");
+        command
+            .env("CNI_NETNS", netns)
+            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web");
+    });
+    assert!(answer.status.success(), "{}", answer.json);
+    node.pod("b");
+    let (code, text) =
+        node.cni("ADD", "b", &with_ports(json!([port("tcp", 8080, 81), port("tcp", 8090, 90)]))).error();
+    assert_eq!((code, text.as_str()), (105, "attach the pod: host port 8080/tcp is taken by pod shop/web"));
+    assert_eq!((elements(&node, "ports4"), elements(&node, "hairpin4")), (2, 1), "nothing of b");
+    assert_eq!(node.weft(&["pods", "-o", "json"]).as_array().unwrap().len(), 1);
+    // The same number of another protocol is another port, and a port is free with its pod.
+    add(&node, "c", &with_ports(json!([port("udp", 8080, 80)])));
+    assert!(node.cni("DEL", "a", &conf).status.success());
+    let answer = node.cni("ADD", "b", &with_ports(json!([port("tcp", 8080, 81)])));
+    assert!(answer.status.success(), "{}", answer.json);
+    del(&node, &["b", "c"]);
+}
+
+#[test]
+fn udp_that_was_sent_before_its_port_was_published_arrives_afterwards() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    // There is a table, so connections are remembered.
+    add(&node, "first", &with_ports(json!([port("tcp", 1, 1)])));
+    let client = socket(&beyond, true);
+    let target = at(HOST[0], 8053);
+    client.send_to(b"early", target).unwrap();
+    for name in ["a", "b"] {
+        add(&node, name, &with_ports(json!([port("udp", 8053, 53)])));
+        // What says that nobody listens may have come back.
+        drop(client.take_error());
+        assert_eq!(udp(&client, target, &node.pod_ns(name), 53), Some(BEYOND[0].parse().unwrap()), "{name}");
+        assert!(node.cni("DEL", name, &conf()).status.success());
+    }
+    del(&node, &["first"]);
+}
+
+#[test]
+fn the_outside_sees_the_hosts_address_where_it_should() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    node.ip_in_pod("outside", &["addr", "add", "198.51.100.1/32", "dev", "lo"]);
+    node.ip(&["route", "add", "198.51.100.1/32", "via", BEYOND[0]]);
+    let mut open = conf();
+    open["masquerade"] = json!(false);
+    let mut except = conf();
+    except["masqueradeExcept"] = json!(["198.51.100.0/24"]);
+    let hidden = node.add("hidden").addresses();
+    let open = add(&node, "open", &open).addresses();
+    let except = add(&node, "except", &except).addresses();
+    for family in [0, 1] {
+        for (pod, seen) in [("hidden", HOST[family]), ("open", &open[family]), ("except", HOST[family])] {
+            let from = tcp(&node.pod_ns(pod), at(BEYOND[family], 7000), &beyond, 7000);
+            assert_eq!(from, Some(seen.parse().unwrap()), "{pod}");
+        }
+        let from = tcp(&node.pod_ns("hidden"), at(&open[family], 7000), &node.pod_ns("open"), 7000);
+        assert_eq!(from, Some(hidden[family].parse().unwrap()), "from pod to pod");
+    }
+    let far = at("198.51.100.1", 7000);
+    for (pod, seen) in [("hidden", HOST[0]), ("except", except[0].as_str())] {
+        let from = tcp(&node.pod_ns(pod), far, &beyond, 7000);
+        assert_eq!(from, Some(seen.parse().unwrap()), "{pod} to an exception");
+    }
+    let rules = node.run(Command::new("nft").args(["list", "table", "inet", "weft"]), "");
+    assert!(String::from_utf8(rules.stdout).unwrap().contains("masquerade fully-random"));
+    del(&node, &["hidden", "open", "except"]);
+}
+
+#[test]
+fn a_flushed_table_is_back_with_the_next_pod_and_foreign_ones_are_left_alone() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    add(&node, "a", &with_ports(json!([port("tcp", 8080, 80)])));
+    assert!(node.run(Command::new("nft").args(["flush", "ruleset"]), "").status.success());
+    assert_eq!(tcp(&beyond, at(HOST[0], 8080), &node.pod_ns("a"), 80), None, "it is gone");
+    let foreign = "table inet other { chain c { type filter hook input priority 0; tcp dport 1 drop\n }\n}";
+    assert!(node.run(Command::new("nft").args(["-f", "-"]), foreign).status.success());
+    let before = node.run(Command::new("nft").args(["-j", "list", "table", "inet", "other"]), "").stdout;
+    add(&node, "b", &with_ports(json!([port("tcp", 8090, 90)])));
+    let from = Some(BEYOND[0].parse().unwrap());
+    assert_eq!(tcp(&beyond, at(HOST[0], 8080), &node.pod_ns("a"), 80), from);
+    assert_eq!(tcp(&beyond, at(HOST[0], 8090), &node.pod_ns("b"), 90), from);
+    assert_eq!(tcp(&node.pod_ns("a"), at(BEYOND[0], 7000), &beyond, 7000), Some(HOST[0].parse().unwrap()));
+    // Flushed while nothing but detaches follow: they succeed.
+    assert!(node.run(Command::new("nft").args(["delete", "table", "inet", "weft"]), "").status.success());
+    for name in ["a", "b"] {
+        assert!(node.cni("DEL", name, &conf()).status.success());
+    }
+    node.assert_empty();
+    let after = node.run(Command::new("nft").args(["-j", "list", "table", "inet", "other"]), "").stdout;
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_flushed_table_is_back_at_once_while_weft_serves() {
+    let node = Node::new();
+    add(&node, "a", &with_ports(json!([port("tcp", 8080, 80)])));
+    let nft =
+        |args: &[&str]| assert!(node.run(Command::new("nft").args(args), "").status.success(), "{args:?}");
+    nft(&["flush", "chain", "inet", "weft", "ports"]);
+    let mut command = node.command(env!("CARGO_BIN_EXE_weft"));
+    let mut serve = node.host.run(|| command.arg("serve").spawn().unwrap()).unwrap();
+    let listed = || {
+        let output = node.run(Command::new("nft").args(["list", "table", "inet", "weft"]), "");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let whole =
+        || listed().contains("dport map @ports4\n") && listed().contains("tcp . 8080 : 10.88.0.2 . 80");
+    wait_until("it is repaired at the start", whole);
+    for loss in [
+        &["flush", "ruleset"][..],
+        &["delete", "table", "inet", "weft"],
+        &["flush", "chain", "inet", "weft", "ports"],
+    ] {
+        nft(loss);
+        wait_until("it is repaired", whole);
+    }
+    kill(Pid::from_raw(i32::try_from(serve.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(serve.wait().unwrap().success());
+    del(&node, &["a"]);
+}
+
+#[test]
+fn elements_without_a_record_give_way() {
+    let node = Node::new();
+    let conf = with_ports(json!([port("tcp", 8080, 80)]));
+    add(&node, "a", &conf);
+    // As after a loss of the store: the table outlives what it tells of.
+    std::fs::remove_dir_all(node.run_dir().join("store")).unwrap();
+    let answer = add(&node, "b", &conf);
+    assert_eq!(elements(&node, "ports4"), 1);
+    let from = tcp(&node.host, at("127.0.0.1", 8080), &node.pod_ns("b"), 80);
+    assert_eq!(from, Some("169.254.1.1".parse().unwrap()));
+    assert_eq!(answer.addresses()[0], "10.88.0.2", "a's, of which nothing is known any more");
+    node.cni("DEL", "b", &conf);
+    node.remove_pod("a");
+    node.assert_empty();
+}
+
+#[test]
+fn eight_at_a_time_with_ports_while_the_table_is_flushed() {
+    let node = Node::new();
+    let names: Vec<String> = (0..24).map(|number| format!("p{number}")).collect();
+    names.iter().for_each(|name| drop(node.pod(name)));
+    let paths: Vec<_> = names.iter().map(|name| node.dir.path().join(format!("netns-{name}"))).collect();
+    let call = |verb: &str, at: usize| {
+        let mapping = json!([port("tcp", 9000 + u16::try_from(at).unwrap(), 80)]);
+        let mut command = node.command(env!("CARGO_BIN_EXE_weft-cni"));
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &names[at]).env("CNI_IFNAME", "eth0");
+        command.env("CNI_PATH", "/").env("CNI_NETNS", &paths[at]);
+        (command, with_ports(mapping).to_string())
+    };
+    let (host, deadline) = (&node.host, Instant::now() + Duration::from_secs(60) * slowness());
+    for verb in ["ADD", "DEL", "ADD"] {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..8)
+                .map(|worker| {
+                    let calls: Vec<_> = (worker..24).step_by(8).map(|at| call(verb, at)).collect();
+                    scope.spawn(move || {
+                        for (mut command, conf) in calls {
+                            let output = crate::common::run_in(host, &mut command, &conf);
+                            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+                        }
+                    })
+                })
+                .collect();
+            while workers.iter().any(|worker| !worker.is_finished()) {
+                assert!(Instant::now() < deadline);
+                // It may be missing at this moment.
+                drop(crate::common::run_in(
+                    host,
+                    Command::new("nft").args(["delete", "table", "inet", "weft"]),
+                    "",
+                ));
+            }
+        });
+    }
+    // Whoever comes next makes it whole.
+    assert!(node.run(Command::new("nft").args(["flush", "ruleset"]), "").status.success());
+    add(&node, "last", &conf());
+    assert_eq!((elements(&node, "ports4"), elements(&node, "masquerade4")), (24, 25));
+    let names: Vec<&str> = names.iter().map(String::as_str).chain(["last"]).collect();
+    del(&node, &names);
+}
