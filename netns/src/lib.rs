@@ -1,4 +1,5 @@
-//! A network namespace and what is in it: links, addresses, routes, neighbours, nftables, conntrack, sysctls.
+//! A network namespace and what is in it: links and how fast they may be, addresses, routes, neighbours, nftables, conntrack,
+//! sysctls.
 //!
 //! A thread enters a namespace, not a process. So [`NetNs::run`] enters on a thread that is made for it and ends: nothing
 //! has to be restored, and neither a panic nor an early return can strand a thread of the caller's. A socket stays in the
@@ -8,12 +9,14 @@
 
 mod conntrack;
 mod error;
+mod ifb;
 mod link;
 mod name;
 mod netfilter;
 mod netlink;
 pub mod nft;
 mod ns;
+mod qdisc;
 mod route;
 pub mod sysctl;
 
@@ -24,4 +27,5 @@ pub use name::{LinkName, Mac};
 pub use netfilter::{Changes, Netfilter};
 pub use netlink::Netlink;
 pub use ns::{Identity, NetNs};
+pub use qdisc::TokenBucket;
 pub use route::{ROUTE_PROTOCOL, Route};

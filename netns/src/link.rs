@@ -95,12 +95,21 @@ impl Netlink {
         let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
         message.attributes.push(LinkAttribute::LinkInfo(info));
         let made = self.create(RouteNetlinkMessage::NewLink(message)).await.map_err(failed)?;
+        self.index_of(made, &veth.name).await
+    }
+
+    /// The index of a link that was just made, from the kernel's echo of it or else by its name.
+    pub(crate) async fn index_of(
+        &self,
+        made: Option<RouteNetlinkMessage>,
+        name: &LinkName,
+    ) -> Result<u32, Error> {
         if let Some(RouteNetlinkMessage::NewLink(made)) = made {
             return Ok(made.header.index);
         }
         // Older kernels do not echo what they made.
-        let link = self.link(&veth.name).await?;
-        link.map(|link| link.index).ok_or_else(|| Error::AbsentLink(veth.name.to_string()))
+        let link = self.link(name).await?;
+        link.map(|link| link.index).ok_or_else(|| Error::AbsentLink(name.to_string()))
     }
 
     /// Sets a link up that makes no link-local address by itself: no duplicate address detection, no router solicitation.

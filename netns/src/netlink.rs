@@ -1,5 +1,5 @@
 //! One route-netlink socket: opened in a namespace, driven by the caller's tokio runtime. The only file that speaks
-//! rtnetlink; `link.rs` and `route.rs` have the messages.
+//! rtnetlink; `link.rs`, `route.rs`, `qdisc.rs` and `ifb.rs` have the messages.
 //!
 //! rtnetlink's own `NetworkNamespace` is not used: it forks. Its requests for single objects are built here by hand, so that
 //! a lookup of one link is one message and never a dump of all.
@@ -64,6 +64,15 @@ impl Netlink {
             .into_iter()
             .next()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable answer"))
+    }
+
+    /// Asks for one object of those that the kernel tells to whoever listens, and to the asker as an echo only. It is
+    /// silent about what it made itself.
+    pub(crate) async fn query_echo(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO).await?.into_iter().next())
     }
 
     /// Asks for those objects that match.
