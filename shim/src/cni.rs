@@ -4,6 +4,7 @@
 //! One call is one process: environment and standard input in, a result or an error object on standard output.
 //! Nothing else is ever printed there, and nothing waits for a daemon.
 
+mod bandwidth;
 mod check;
 mod conf;
 mod env;
@@ -64,9 +65,14 @@ async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> 
     let env = Env::read(Command::Add)?;
     let netns =
         env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
-    conf.refuse_unsupported()?;
-    let (network, ports) = (conf.network(config)?, conf.ports()?);
-    let request = pod::Request { owner: env.owner()?, netns, network, pod: env.pod(), ports };
+    let request = pod::Request {
+        owner: env.owner()?,
+        netns,
+        network: conf.network(config)?,
+        bandwidth: conf.bandwidth()?,
+        pod: env.pod(),
+        ports: conf.ports()?,
+    };
     let record = pod::attach(config, &request).await?;
     Ok(result::of(&record, &conf))
 }

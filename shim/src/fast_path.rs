@@ -7,6 +7,14 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::record::{DataPath, Names, Record};
 
+/// Why a pod is routed although the programs hang on its link: the redirect would pass its limits by.
+const LIMITED: &str = "bandwidth limit";
+
+/// Whether the programs hang on the pod's link, and its addresses are in their map.
+pub(crate) fn is_hooked(record: &Record) -> bool {
+    record.data_path == DataPath::Redirect || record.data_path_reason.as_deref() == Some(LIMITED)
+}
+
 /// Puts the pod on the eBPF path. A pod always gets a network: where the kernel or the node cannot do it, the
 /// packets are routed instead, and the record says why.
 pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
@@ -15,7 +23,8 @@ pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
         return;
     }
     match hook(config, record, names) {
-        Ok(()) => record.data_path = DataPath::Redirect,
+        Ok(()) if record.bandwidth.is_unlimited() => record.data_path = DataPath::Redirect,
+        Ok(()) => record.data_path_reason = Some(LIMITED.into()),
         Err(err) => {
             // Half on the path is off it; an entry that cannot be removed now is removed at detach.
             let left = leave(config, record, record.host_index);
@@ -31,7 +40,7 @@ fn hook(config: &Config, record: &Record, names: &Names) -> Result<(), Error> {
         ifindex: record.host_index,
         mac: names.mac.bytes(),
         host_mac: names.host_mac.bytes(),
-        stack_only: false,
+        stack_only: !record.bandwidth.is_unlimited(),
     };
     // The entries first: a program without them takes all that the pod sends for spoofed.
     record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;

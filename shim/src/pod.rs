@@ -18,13 +18,14 @@ use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
 use weft_netns::{LinkName, NetNs, Netlink, Route, Veth, sysctl};
 
+use crate::bandwidth::{self, Bandwidth};
 use crate::config::Config;
 use crate::error::chain;
 use crate::failpoint::failpoint;
 use crate::fast_path;
 use crate::nat;
 use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
-use crate::state::{self, Ledger};
+use crate::state::Ledger;
 
 /// The pod's IPv4 gateway: link-local (RFC 3927), so that it collides with no range.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -53,6 +54,7 @@ pub(crate) struct Request {
     pub(crate) owner: Owner,
     pub(crate) netns: PathBuf,
     pub(crate) network: Network,
+    pub(crate) bandwidth: Bandwidth,
     pub(crate) pod: PodName,
     pub(crate) ports: Vec<HostPort>,
 }
@@ -139,9 +141,7 @@ pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record,
     }
 }
 
-/// An attach that found leftovers it could not remove reports the first of them.
-fn first(errors: Vec<Error>) -> Error {
-    let mut errors = errors;
+fn first(mut errors: Vec<Error>) -> Error {
     errors.swap_remove(0)
 }
 
@@ -167,6 +167,7 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         mtu,
         data_path: DataPath::Routing,
         data_path_reason: None,
+        bandwidth: request.bandwidth.clone(),
         pod: request.pod.clone(),
         masquerade: nat::masquerade(&request.network, &addresses),
         ports: request.ports.clone(),
@@ -186,10 +187,12 @@ async fn wire(
     failpoint("forwarding");
     record.host_index = create_veth(host, netns, record).await?;
     failpoint("veth");
+    let names = Names::of_record(record);
+    bandwidth::limit(host, record, &names).await.map_err(kernel("limit the pod's bandwidth"))?;
+    failpoint("limits");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
     try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
     failpoint("routes");
-    let names = Names::of(&state::owner(record)?);
     fast_path::take(config, record, &names);
     failpoint("fast-path");
     nat::publish(ledger, record)?;
@@ -218,7 +221,7 @@ fn enable_forwarding(addresses: &[IpAddr]) -> Result<(), Error> {
 async fn create_veth(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
     let step = "create the veth pair";
     let parse = |text: &str| text.parse::<LinkName>().map_err(kernel(step));
-    let names = Names::of(&state::owner(record)?);
+    let names = Names::of_record(record);
     let veth = Veth {
         name: names.link().map_err(kernel(step))?,
         mac: names.host_mac,
@@ -347,6 +350,9 @@ async fn unwire(
         && let Err(err) = host.delete_link(index).await
     {
         errors.push(kernel("delete the veth pair")(err));
+    }
+    if let Err(err) = bandwidth::lift(host, record, &Names::of_record(record)).await {
+        errors.push(kernel("lift the pod's bandwidth limits")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

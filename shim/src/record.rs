@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use weft_ipam::Owner;
 use weft_netns::{Identity, LinkName, Mac};
 
+use crate::bandwidth::Bandwidth;
+
 /// The version that this program writes.
 pub(crate) const VERSION: u32 = 1;
 
@@ -73,6 +75,8 @@ pub(crate) struct Record {
     /// Why the pod is not on the eBPF path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) data_path_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub(crate) bandwidth: Bandwidth,
     #[serde(default)]
     pub(crate) pod: PodName,
     /// Ports of the host that lead to the pod.
@@ -200,6 +204,8 @@ impl Record {
 /// before it wrote them down finds its own links again.
 pub(crate) struct Names {
     pub(crate) host_link: String,
+    /// Of a pod whose sending is limited. No host end has an `s` in its name.
+    pub(crate) ifb: String,
     pub(crate) mac: Mac,
     pub(crate) host_mac: Mac,
 }
@@ -208,10 +214,19 @@ impl Names {
     /// `weft` and 44 bits of the owner's hash make the 15 bytes that a link name may have; the MAC addresses are
     /// unicast and locally administered (IEEE 802, second bit of the first byte).
     pub(crate) fn of(owner: &Owner) -> Names {
-        let hash = fnv1a(&[owner.container(), owner.interface()]);
+        Names::of_parts(owner.container(), owner.interface())
+    }
+
+    pub(crate) fn of_record(record: &Record) -> Names {
+        Names::of_parts(&record.container, &record.interface)
+    }
+
+    fn of_parts(container: &str, interface: &str) -> Names {
+        let hash = fnv1a(&[container, interface]);
         let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
         Names {
             host_link: format!("{HOST_LINK_PREFIX}{:011x}", hash >> 20),
+            ifb: format!("{HOST_LINK_PREFIX}s{:010x}", hash >> 24),
             mac: Mac::new([0x02, a, b, c, d, e]),
             host_mac: Mac::new([0x06, a, b, c, d, e]),
         }
@@ -222,7 +237,7 @@ impl Names {
     }
 }
 
-/// What the names of all host ends begin with.
+/// What the names of all links begin with.
 pub(crate) const HOST_LINK_PREFIX: &str = "weft";
 
 /// FNV-1a (64 bit) over the parts, each ended by a zero byte. Stable for ever, unlike the standard library's
@@ -256,6 +271,7 @@ mod tests {
             mtu: 1500,
             data_path: DataPath::Redirect,
             data_path_reason: None,
+            bandwidth: Bandwidth::default(),
             pod: PodName::default(),
             ports: Vec::new(),
             masquerade: None,
@@ -288,6 +304,8 @@ mod tests {
         let (a, b) = (Names::of(&owner()), Names::of(&Owner::new("c0ffee", "eth1").unwrap()));
         assert_eq!(a.host_link.len(), 15);
         a.link().unwrap();
+        a.ifb.parse::<LinkName>().unwrap();
+        assert_ne!(a.ifb, b.ifb);
         assert_ne!(a.host_link, b.host_link);
         assert_ne!(a.mac.to_string(), a.host_mac.to_string());
     }

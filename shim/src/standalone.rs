@@ -10,6 +10,7 @@ use serde_json::Value;
 use weft_ipam::Owner;
 use weft_netns::NetNs;
 
+use crate::bandwidth::Bandwidth;
 use crate::cni;
 use crate::config::Config;
 use crate::pod::{self, DetachError, Links, Request};
@@ -56,7 +57,8 @@ pub(crate) async fn attach(
     entry["path"] = netns.to_string_lossy().into();
     make_namespace(&netns)?;
     let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), uid: String::new() };
-    let request = Request { owner, netns, network, pod, ports: Vec::new() };
+    let (bandwidth, ports) = (Bandwidth::default(), Vec::new());
+    let request = Request { owner, netns, network, bandwidth, pod, ports };
     if let Err(err) = pod::attach(config, &request).await {
         // What stopped the attach is what the user has to know; a pin that stays is removed by `detach`.
         drop(NetNs::unpin(&request.netns));

@@ -4,12 +4,13 @@
 use std::net::IpAddr;
 
 use serde_json::Value;
+use weft_hooks::PodEntry;
 use weft_netns::{LinkName, NetNs, Netlink};
 
 use crate::config::Config;
 use crate::fast_path;
 use crate::pod::{gateway, host_prefix, host_route, pod_routes};
-use crate::record::{DataPath, Record};
+use crate::record::{Names, Record};
 
 /// What is not as it was made.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +63,8 @@ pub(super) async fn whole(config: &Config, record: &Record) -> Result<(), Deviat
         pod_side(&inside, index, *address, record).await?;
         host_side(&host, host_index, *address, record).await?;
     }
-    match record.data_path {
-        DataPath::Redirect => fast_path(config, record, host_index),
-        DataPath::Routing => Ok(()),
-    }
+    limits(&host, host_index, record).await?;
+    if fast_path::is_hooked(record) { fast_path(config, record, host_index) } else { Ok(()) }
 }
 
 /// The link's index, if it is up and has its MAC address.
@@ -109,6 +108,23 @@ async fn host_side(host: &Netlink, index: u32, address: IpAddr, record: &Record)
     missing(there, || format!("neighbour {address} on the host"))
 }
 
+/// The token buckets of a pod with a limit, and the way through the second.
+async fn limits(host: &Netlink, index: u32, record: &Record) -> Result<(), Deviation> {
+    let looking = looking("the pod's bandwidth limits");
+    if let Some(limit) = &record.bandwidth.ingress {
+        let there = host.has_token_bucket(index, &limit.bucket(record.mtu)).await.map_err(&looking)?;
+        missing(there, || format!("the limit on link {}", record.host_link))?;
+    }
+    let Some(limit) = &record.bandwidth.egress else { return Ok(()) };
+    let name = Names::of_record(record).ifb;
+    let ifb = host.link(&name.parse().map_err(&looking)?).await.map_err(&looking)?;
+    let ifb = ifb.filter(|ifb| ifb.up).ok_or_else(|| Deviation::Missing(format!("link {name}, up")))?;
+    let there = host.has_token_bucket(ifb.index, &limit.bucket(record.mtu)).await.map_err(&looking)?;
+    missing(there, || format!("the limit on link {name}"))?;
+    let there = host.is_led_through(index, ifb.index).await.map_err(&looking)?;
+    missing(there, || format!("the way from link {} through link {name}", record.host_link))
+}
+
 fn fast_path(config: &Config, record: &Record, host_index: u32) -> Result<(), Deviation> {
     let fast_path = fast_path::open(config).map_err(Deviation::FastPath)?;
     let fast_path = fast_path.ok_or_else(|| Deviation::Missing("the pinned programs".into()))?;
@@ -116,9 +132,9 @@ fn fast_path(config: &Config, record: &Record, host_index: u32) -> Result<(), De
     missing(attached, || format!("the program on link {}", record.host_link))?;
     for address in &record.addresses {
         let entry = fast_path.pod(*address).map_err(Deviation::FastPath)?;
-        missing(entry.is_some_and(|entry| entry.ifindex == host_index), || {
-            format!("map entry of {address}")
-        })?;
+        let stack_only = !record.bandwidth.is_unlimited();
+        let as_made = |entry: PodEntry| entry.ifindex == host_index && entry.stack_only == stack_only;
+        missing(entry.is_some_and(as_made), || format!("map entry of {address}"))?;
     }
     Ok(())
 }

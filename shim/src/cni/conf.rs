@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use weft_ipam::{Range, RangeSpec};
 
+use super::bandwidth::Stated;
 use super::error::Failure;
+use crate::bandwidth::Bandwidth;
 use crate::config::{self, Config};
 use crate::pod::Network;
 use crate::record::{HostPort, Protocol};
@@ -30,6 +32,7 @@ pub(super) struct Conf {
     masquerade: Option<bool>,
     masquerade_except: Option<Vec<IpNet>>,
     pub(super) dns: Dns,
+    bandwidth: Stated,
     runtime: RuntimeConfig,
     pub(super) prev_result: Option<Value>,
     pub(super) valid_attachments: Option<Vec<Attachment>>,
@@ -72,11 +75,11 @@ pub(super) struct Dns {
 }
 
 /// The capability arguments that weft looks at.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 struct RuntimeConfig {
     #[serde(default, rename = "portMappings", deserialize_with = "list")]
     port_mappings: Vec<PortMapping>,
-    bandwidth: Option<Bandwidth>,
+    bandwidth: Option<Stated>,
     dns: Option<Dns>,
 }
 
@@ -121,15 +124,6 @@ impl PortMapping {
     }
 }
 
-/// Bits per second; 0 is no limit.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Bandwidth {
-    #[serde(default, rename = "ingressRate", alias = "IngressRate")]
-    ingress_rate: u64,
-    #[serde(default, rename = "egressRate", alias = "EgressRate")]
-    egress_rate: u64,
-}
-
 /// One attachment that the runtime still knows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Attachment {
@@ -157,6 +151,7 @@ impl Conf {
         if !VERSIONS.contains(&version.as_str()) {
             return Err(Failure::Version { found: version });
         }
+        let bandwidth = Stated::deserialize(&value).map_err(Failure::Json)?;
         let raw: Raw = serde_json::from_value(value).map_err(Failure::Json)?;
         let name = raw.name.filter(|name| !name.is_empty());
         Ok(Conf {
@@ -167,6 +162,7 @@ impl Conf {
             masquerade: raw.masquerade,
             masquerade_except: raw.masquerade_except,
             dns: raw.dns,
+            bandwidth,
             runtime: raw.runtime.unwrap_or_default(),
             prev_result: raw.prev_result,
             valid_attachments: raw.valid_attachments,
@@ -198,17 +194,9 @@ impl Conf {
         Ok(ports)
     }
 
-    /// A pod must not start without what was asked for it.
-    pub(super) fn refuse_unsupported(&self) -> Result<(), Failure> {
-        let limits = self.runtime.bandwidth.as_ref();
-        if limits.is_some_and(|limits| limits.ingress_rate != 0 || limits.egress_rate != 0) {
-            let wanted = "a bandwidth limit".into();
-            return Err(Failure::Unsupported {
-                wanted,
-                remedy: "remove the bandwidth annotations of the pod",
-            });
-        }
-        Ok(())
+    /// The limits of the pod.
+    pub(super) fn bandwidth(&self) -> Result<Bandwidth, Failure> {
+        self.bandwidth.limits(self.runtime.bandwidth.as_ref())
     }
 
     /// What the result says about name resolution: the capability argument, else the configuration.
@@ -252,17 +240,18 @@ mod tests {
 
     #[test]
     fn both_spellings_of_a_capability_argument_are_read() {
-        for (port, inside, rate) in
-            [("hostPort", "containerPort", "ingressRate"), ("HostPort", "ContainerPort", "IngressRate")]
-        {
+        for (port, inside, rate, burst) in [
+            ("hostPort", "containerPort", "ingressRate", "ingressBurst"),
+            ("HostPort", "ContainerPort", "IngressRate", "IngressBurst"),
+        ] {
             let conf = parse(&format!(
                 r#"{{"cniVersion":"1.1.0","name":"n","runtimeConfig":{{
-                    "portMappings":[{{"{port}":8080,"{inside}":80}}],"bandwidth":{{"{rate}":1000}}}}}}"#
+                    "portMappings":[{{"{port}":8080,"{inside}":80}}],"bandwidth":{{"{rate}":1000,"{burst}":2000}}}}}}"#
             ))
             .unwrap();
             let ports = conf.ports().unwrap();
             assert_eq!((ports[0].host_port, ports[0].pod_port), (8080, 80));
-            assert_eq!(conf.runtime.bandwidth.unwrap().ingress_rate, 1000);
+            assert_eq!(conf.bandwidth().unwrap().ingress.unwrap().rate, 1000);
         }
         for (servers, searches) in [("servers", "searches"), ("Servers", "Searches")] {
             let conf = parse(&format!(
@@ -311,6 +300,16 @@ mod tests {
         .unwrap();
         let port = HostPort { protocol: Protocol::Udp, host_port: 53, pod_port: 53, host_ip: None };
         assert_eq!(conf.ports().unwrap(), [port]);
+    }
+
+    #[test]
+    fn limits_may_stand_in_the_configuration_itself() {
+        let conf = parse(
+            r#"{"cniVersion":"1.1.0","name":"n","egressRate":1000,"egressBurst":2000,
+                "runtimeConfig":{"bandwidth":{"EgressRate":5000,"EgressBurst":5000}}}"#,
+        )
+        .unwrap();
+        assert_eq!(conf.bandwidth().unwrap().egress.unwrap().rate, 1000);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! | code | meaning |
 //! |---|---|
 //! | 1 | the configuration's version is not spoken |
-//! | 2 | something is asked for that this version cannot do |
 //! | 3 | the attachment is not known (CHECK) |
 //! | 4 | a `CNI_*` variable is missing or wrong, the namespace included |
 //! | 5 | standard input cannot be read |
@@ -47,8 +46,6 @@ pub(crate) enum Failure {
     Conf { field: &'static str, problem: String },
     #[error("network configuration: ranges")]
     Range(#[source] weft_ipam::RangeError),
-    #[error("{wanted} is not supported by this version: {remedy}")]
-    Unsupported { wanted: String, remedy: &'static str },
     #[error("container {owner} is not attached")]
     Unknown { owner: String },
     #[error("network {network}: every {family} address is in use")]
@@ -69,7 +66,6 @@ impl Failure {
     fn code(&self) -> u32 {
         match self {
             Failure::Version { .. } => 1,
-            Failure::Unsupported { .. } => 2,
             Failure::Unknown { .. } => 3,
             Failure::Variable { .. } | Failure::Interface(_) | Failure::Owner(_) => 4,
             Failure::Input(_) => 5,

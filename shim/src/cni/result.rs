@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::conf::{Conf, Dns, VERSIONS};
 use crate::pod::{gateway, host_prefix};
-use crate::record::Record;
+use crate::record::{Names, Record};
 
 /// What is spoken, in an answer of the version that was asked with.
 pub(super) fn versions(asked: String) -> Value {
@@ -18,12 +18,16 @@ pub(super) fn of(record: &Record, conf: &Conf) -> Value {
     let v0 = conf.version == "0.4.0";
     let ips: Vec<Value> = record.addresses.iter().map(|address| ip(*address, v0)).collect();
     let routes: Vec<Value> = record.addresses.iter().map(route).collect();
+    let mut interfaces = vec![
+        json!({ "name": record.host_link, "mac": record.host_mac }),
+        json!({ "name": record.interface, "mac": record.mac, "sandbox": record.netns.path }),
+    ];
+    if record.bandwidth.egress.is_some() {
+        interfaces.push(json!({ "name": Names::of_record(record).ifb }));
+    }
     json!({
         "cniVersion": conf.version,
-        "interfaces": [
-            { "name": record.host_link, "mac": record.host_mac },
-            { "name": record.interface, "mac": record.mac, "sandbox": record.netns.path },
-        ],
+        "interfaces": interfaces,
         "ips": ips,
         "routes": routes,
         "dns": dns(conf.resolver()),

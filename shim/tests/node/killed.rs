@@ -5,7 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use crate::common::{Node, conf, pings, wait_until};
 
 /// In the order in which ADD passes them.
-const STEPS: [&str; 7] = ["leased", "forwarding", "veth", "routes", "fast-path", "published", "attached"];
+const STEPS: [&str; 8] =
+    ["leased", "forwarding", "veth", "limits", "routes", "fast-path", "published", "attached"];
 
 fn killed_at(node: &Node, step: &str) {
     let netns = node.pod("a");
