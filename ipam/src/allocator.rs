@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::error::Error;
+use crate::exact;
 use crate::lease::{Lease, Owner};
 use crate::range::{Family, Range, Span, address, bits};
 use crate::row::{Address, Freed, Pool, Table, decode_leases, encode_leases};
@@ -39,12 +40,12 @@ pub struct Usage {
     pub cooling: u128,
 }
 
-/// An address that was chosen, and the pool as it will be.
-struct Pick {
-    pool: Pool,
-    ip: u128,
-    /// It is the pool's first freed address.
-    freed: bool,
+/// An address that was chosen, and the pool that it is in.
+pub(crate) struct Pick {
+    pub(crate) pool: Pool,
+    pub(crate) ip: u128,
+    /// Its number among the pool's freed addresses.
+    pub(crate) freed: Option<u64>,
 }
 
 /// What the address rows say about a span.
@@ -94,7 +95,7 @@ impl ReadTxn<'_> {
         Ok(low)
     }
 
-    fn freed(&self, pool: &Pool, seq: u64) -> Result<Freed, Error> {
+    pub(crate) fn freed(&self, pool: &Pool, seq: u64) -> Result<Freed, Error> {
         let key = pool.freed_key(seq);
         let value = self.get(&key)?;
         Freed::decode(&key, value.ok_or_else(|| Table::Freed.damaged(&key))?)
@@ -105,7 +106,7 @@ impl ReadTxn<'_> {
         if pool.head == pool.tail { Ok(None) } else { self.freed(pool, pool.head).map(Some) }
     }
 
-    fn address(&self, family: Family, ip: u128) -> Result<Option<Address>, Error> {
+    pub(crate) fn address(&self, family: Family, ip: u128) -> Result<Option<Address>, Error> {
         let key = Table::Address.of_ip(family, ip);
         let value = self.get(&key)?;
         value.map(|value| Address::decode(&key, value)).transpose()
@@ -159,10 +160,10 @@ impl ReadTxn<'_> {
             let first = cooled.filter(|_| pool.tail - pool.head > REMEMBERED);
             let fresh = if first.is_none() { self.fresh(pool)? } else { None };
             if let Some(ip) = fresh {
-                return Ok(Ok(Pick { pool: pool.clone(), ip, freed: false }));
+                return Ok(Ok(Pick { pool: pool.clone(), ip, freed: None }));
             }
             if let Some(Freed { ip, .. }) = cooled {
-                return Ok(Ok(Pick { pool: pool.clone(), ip, freed: true }));
+                return Ok(Ok(Pick { freed: Some(pool.head), pool: pool.clone(), ip }));
             }
             if let Some(freed) = freed
                 && oldest.is_none_or(|(oldest, _)| freed.at < oldest.at)
@@ -171,7 +172,10 @@ impl ReadTxn<'_> {
             }
         }
         Ok(match oldest {
-            Some((Freed { ip, .. }, index)) => Ok(Pick { pool: pools.swap_remove(index), ip, freed: true }),
+            Some((Freed { ip, .. }, index)) => {
+                let pool = pools.swap_remove(index);
+                Ok(Pick { freed: Some(pool.head), pool, ip })
+            }
             None => Err(pools),
         })
     }
@@ -199,10 +203,27 @@ impl WriteTxn<'_> {
     /// addresses of another network, or others than one in the ranges of each family (they may be in use, so they
     /// are not taken away); [`Error::Full`], [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
     pub fn reserve(&mut self, network: &str, ranges: &[Range], owner: &Owner) -> Result<Vec<Lease>, Error> {
+        self.reserve_these(network, ranges, &[], owner)
+    }
+
+    /// As [`WriteTxn::reserve`], but of a family that `wanted` has an address of, exactly that one. It may be one that
+    /// cools down: whoever names it knows who had it.
+    ///
+    /// # Errors
+    /// Also [`Error::Elsewhere`], [`Error::Unleasable`], [`Error::TwoOfFamily`], and [`Error::Taken`] if another owner
+    /// has it.
+    pub fn reserve_these(
+        &mut self,
+        network: &str,
+        ranges: &[Range],
+        wanted: &[IpAddr],
+        owner: &Owner,
+    ) -> Result<Vec<Lease>, Error> {
         check_apart(ranges)?;
+        exact::check(network, ranges, wanted)?;
         let held = self.reader().leases_of(owner)?;
         if !held.is_empty() {
-            return confirm(network, ranges, held);
+            return confirm(network, ranges, wanted, held);
         }
         let now = now()?;
         let mut picks = Vec::with_capacity(Family::ALL.len());
@@ -210,7 +231,9 @@ impl WriteTxn<'_> {
             let of_family = ranges.iter().filter(|range| range.family() == family);
             let pools: Vec<Pool> =
                 of_family.map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
-            if !pools.is_empty() {
+            if let Some(address) = wanted.iter().find(|address| Family::of(**address) == family) {
+                picks.push(self.reader().pick_this(network, pools, *address)?);
+            } else if !pools.is_empty() {
                 let pick = self.reader().pick(pools, now)?;
                 picks.push(pick.map_err(|pools| exhausted(network, family, &pools))?);
             }
@@ -264,7 +287,12 @@ impl WriteTxn<'_> {
     }
 
     fn take(&mut self, Pick { mut pool, ip, freed }: Pick, owner: &Owner) -> Result<IpAddr, Error> {
-        if freed {
+        if let Some(seq) = freed {
+            // The freed rows have no gap: those before it move up. Only an address that was named has any.
+            for before in (pool.head..seq).rev() {
+                let moved = self.reader().freed(&pool, before)?;
+                self.put(&pool.freed_key(before + 1), &moved.encode())?;
+            }
             self.delete(&pool.freed_key(pool.head))?;
             pool.head += 1;
         }
@@ -306,11 +334,17 @@ fn check_apart(ranges: &[Range]) -> Result<(), Error> {
 }
 
 /// The leases that the owner holds, if they are what is asked for.
-fn confirm(network: &str, ranges: &[Range], held: Vec<Lease>) -> Result<Vec<Lease>, Error> {
+fn confirm(
+    network: &str,
+    ranges: &[Range],
+    wanted: &[IpAddr],
+    held: Vec<Lease>,
+) -> Result<Vec<Lease>, Error> {
     let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
     let fits =
         |lease: &Lease| lease.network == network && ranges.iter().any(|range| range.contains(lease.address));
-    if held.len() == asked.len() && held.iter().all(fits) {
+    let is_held = |wanted: &IpAddr| held.iter().any(|lease| lease.address == *wanted);
+    if held.len() == asked.len() && held.iter().all(fits) && wanted.iter().all(is_held) {
         return Ok(held);
     }
     Err(Error::Held { held, asked: network.into() })

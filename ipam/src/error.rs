@@ -1,6 +1,7 @@
 //! What can go wrong with leases and their store.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -97,6 +98,42 @@ pub enum Error {
         held: Vec<Lease>,
         /// The network that was asked for.
         asked: String,
+    },
+    /// An address that was asked for is in no subnet of the network.
+    #[error("address {address} is in no range of network {network}")]
+    Elsewhere {
+        /// As asked for.
+        address: IpAddr,
+        /// The network that was asked for.
+        network: String,
+    },
+    /// An address that was asked for is never leased.
+    #[error("address {address} of subnet {subnet} cannot be leased: it is {why}")]
+    Unleasable {
+        /// As asked for.
+        address: IpAddr,
+        /// The subnet that it is in.
+        subnet: IpNet,
+        /// What it is kept for.
+        why: &'static str,
+    },
+    /// Two addresses of one family were asked for.
+    #[error("addresses {one} and {other} are both {family}, and an interface has one of each family")]
+    TwoOfFamily {
+        /// Of both.
+        family: Family,
+        /// As asked for.
+        one: IpAddr,
+        /// As asked for.
+        other: IpAddr,
+    },
+    /// An address that was asked for is leased.
+    #[error("address {address} is leased to {owner}")]
+    Taken {
+        /// As asked for.
+        address: IpAddr,
+        /// Who has it.
+        owner: Owner,
     },
     /// Two ranges of one request have an address in common.
     #[error("ranges in {one} and {other} overlap")]

@@ -11,6 +11,7 @@
 
 mod allocator;
 mod error;
+mod exact;
 mod lease;
 mod range;
 mod row;

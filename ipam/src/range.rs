@@ -126,6 +126,7 @@ pub enum RangeError {
 pub struct Range {
     subnet: IpNet,
     gateway: IpAddr,
+    exclude: Vec<IpNet>,
     span: Span,
 }
 
@@ -156,7 +157,7 @@ impl Range {
             return Err(RangeError::Reversed { start, end });
         }
         let mut holes = vec![(gateway_bits, gateway_bits)];
-        for block in spec.exclude {
+        for &block in &spec.exclude {
             check_block(block)?;
             if !subnet.contains(&block) {
                 return Err(RangeError::ExcludeOutside { block, subnet });
@@ -167,7 +168,7 @@ impl Range {
         let nothing_left = RangeError::NothingLeft { subnet };
         let gateway = address(family, gateway_bits).ok_or_else(|| nothing_left.clone())?;
         let span = Span::new(family, first, last, holes).ok_or(nothing_left)?;
-        Ok(Range { subnet, gateway, span })
+        Ok(Range { subnet, gateway, exclude: spec.exclude, span })
     }
 
     /// The subnet that the range is part of.
@@ -192,6 +193,17 @@ impl Range {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.family() == Family::of(address) && self.span.contains(bits(address))
+    }
+
+    /// What an address of the subnet is kept for that may not be leased.
+    pub(crate) fn refusal(&self, address: IpAddr) -> &'static str {
+        if address == self.gateway {
+            "the gateway"
+        } else if self.exclude.iter().any(|block| block.contains(&address)) {
+            "excluded"
+        } else {
+            "outside of the first and the last address to lease"
+        }
     }
 
     /// How many addresses may be leased.
