@@ -79,6 +79,24 @@ impl Netlink {
         }
     }
 
+    /// All ends of veth pairs in the socket's namespace. A dump, which grows with the node: not for the way of a pod.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn veths(&self) -> Result<Vec<Link>, Error> {
+        let mut message = LinkMessage::default();
+        // The kernel sends this kind only (`link_kind_filtered` in net/core/rtnetlink.c).
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
+        let answers = self.dump(RouteNetlinkMessage::GetLink(message)).await;
+        let answers = answers.map_err(|source| Error::Netlink {
+            op: "list links of kind",
+            object: "veth".into(),
+            source,
+        })?;
+        let is_veth = |link: &Link| link.kind.as_deref() == Some("veth");
+        Ok(answers.iter().filter_map(read).filter(is_veth).collect())
+    }
+
     /// Creates the pair by one message, and returns the index of its first end.
     ///
     /// # Errors

@@ -27,6 +27,9 @@ const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 
 const NO_WAY: [i32; 4] =
     [nix::libc::ENETUNREACH, nix::libc::EHOSTUNREACH, nix::libc::EACCES, nix::libc::EINVAL];
 
+/// What a list of routes fails with where there can be none: no such link, no such family.
+const NO_ROUTES: [i32; 3] = [nix::libc::ENODEV, nix::libc::EAFNOSUPPORT, nix::libc::EOPNOTSUPP];
+
 /// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
@@ -128,6 +131,31 @@ impl Netlink {
         Ok(link_of(&found) == Some(route.index)
             && via == route.via
             && found.header.destination_prefix_length == route.prefix)
+    }
+
+    /// Whether a route that weft made ([`ROUTE_PROTOCOL`]) leads over the link, in any table.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn has_routes_over(&self, index: u32) -> Result<bool, Error> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+            // The kernel sends those of this link and maker only (`ip_valid_fib_dump_req` in net/ipv4/fib_frontend.c).
+            message.attributes.push(RouteAttribute::Oif(index));
+            match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
+                Ok(routes) if routes.iter().any(|route| is_ours_over(route, index)) => return Ok(true),
+                Ok(_) => {}
+                // The link is gone, or the kernel has no IPv6.
+                Err(err) if errno(&err).is_some_and(|errno| NO_ROUTES.contains(&errno)) => {}
+                Err(source) => {
+                    let object = index.to_string();
+                    return Err(Error::Netlink { op: "list routes over link", object, source });
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// The MTU in bytes of the link that leads out of the node, by IPv4 or else by IPv6; `None` if none does.
@@ -253,6 +281,11 @@ fn address_of(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet6(address) => Some((*address).into()),
         _ => None,
     }
+}
+
+fn is_ours_over(answer: &RouteNetlinkMessage, index: u32) -> bool {
+    let RouteNetlinkMessage::NewRoute(route) = answer else { return false };
+    route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) && link_of(route) == Some(index)
 }
 
 fn link_of(route: &RouteMessage) -> Option<u32> {

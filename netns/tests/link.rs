@@ -56,6 +56,20 @@ fn a_link_is_what_ip_says() {
 }
 
 #[test]
+fn the_list_of_veths_has_no_other_kind() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    ip(&host, "link add d0 type dummy");
+    block_on(async {
+        let (outside, inside, host_index, pod_index) = pair(&host, &pod).await.unwrap();
+        let listed = outside.veths().await.unwrap();
+        assert_eq!(listed, [outside.link_by_index(host_index).await.unwrap().unwrap()]);
+        assert_eq!(inside.veths().await.unwrap()[0].index, pod_index);
+        assert!(outside.delete_link(host_index).await.unwrap());
+        assert_eq!(outside.veths().await.unwrap(), []);
+    });
+}
+
+#[test]
 fn a_taken_name_is_refused_and_nothing_is_left() {
     let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
     block_on(async {

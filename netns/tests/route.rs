@@ -187,3 +187,26 @@ fn the_kernels_explanation_is_in_the_error() {
         assert!(source.contains("(Device for nexthop is not up)"), "{source}");
     });
 }
+
+#[test]
+fn only_routes_of_weft_count_as_routes_over_a_link() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    host.run(|| sysctl::write("net/ipv6/conf/all/forwarding", "1").unwrap()).unwrap();
+    let index = block_on(async {
+        let (outside, _inside, index, _) = wire(&host, &pod).await;
+        assert!(outside.has_routes_over(index).await.unwrap());
+        assert!(!outside.has_routes_over(1).await.unwrap(), "lo");
+        assert!(!outside.has_routes_over(4711).await.unwrap(), "no such link");
+        index
+    });
+    for (family, gone) in [("-4", "10.1.0.2"), ("-6", "fd00:1::2")] {
+        ip(&host, &format!("{family} route del {gone} dev veth0"));
+    }
+    ip(&host, "route add 203.0.113.0/24 dev veth0");
+    block_on(async {
+        let outside = Netlink::open_in(&host).unwrap();
+        assert!(!outside.has_routes_over(index).await.unwrap(), "another's route, and the kernel's own");
+        outside.replace_route(&on_link("fd00:1::2", index)).await.unwrap();
+        assert!(outside.has_routes_over(index).await.unwrap(), "IPv6 alone");
+    });
+}
