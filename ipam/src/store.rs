@@ -31,9 +31,11 @@ use crate::error::Error;
 use crate::lease::{Lease, Owner};
 use crate::row::{META, Meta, Table, decode_leases};
 
-/// How long a freed address rests while there are others. By then kube-proxy and resolvers on other nodes have
-/// dropped the pod that had it, and an unanswered UDP flow has left conntrack (`nf_conntrack_udp_timeout`, 30 s).
-pub const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long a freed address rests while there are others. By then kube-proxy and resolvers on other nodes have dropped
+/// the pod that had it, and what nobody answered has left conntrack there: a flow of UDP after 30 s, a connection that a
+/// client still tries to make after 120 (`nf_conntrack_udp_timeout` and `nf_conntrack_tcp_timeout_syn_sent`).
+/// Until then its packets go where the address is, whoever has it.
+pub const COOL_DOWN: Duration = Duration::from_secs(120);
 
 /// Address space, not memory: the file grows as rows come. 60,000 leases with a 1 KiB record each take 0.16 GiB.
 pub(crate) const MAP_SIZE: usize = 1 << 30;
