@@ -16,8 +16,9 @@ use std::io::{Read, Write};
 use weft_ipam::Owner;
 
 use crate::config::Config;
-use crate::pod::{self, Links};
-use crate::record::State;
+use crate::pod;
+use crate::reconcile;
+use crate::record::Record;
 use crate::state::Ledger;
 use conf::Conf;
 use env::{Command, Env};
@@ -80,7 +81,7 @@ async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> 
 /// Works from the record alone: the configuration may have changed or be empty, the namespace may be gone.
 async fn del(config: &Config) -> Result<(), Failure> {
     let env = Env::read(Command::Del)?;
-    Ok(pod::detach(config, &env.owner()?, env.links()).await?)
+    Ok(pod::detach(config, &env.owner()?, env.links()).await.or_else(pod::DetachError::unless_kept)?)
 }
 
 async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
@@ -92,7 +93,7 @@ async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
             problem: "is missing, and CHECK compares with it".into(),
         });
     }
-    let record = Ledger::open(config)?.read(&owner)?.filter(|record| record.state == State::Attached);
+    let record = Ledger::open(config)?.read(&owner)?.filter(Record::is_attached);
     let record = record.ok_or_else(|| Failure::Unknown { owner: owner_name(&owner) })?;
     check::same_as_reported(&record, conf.prev_result.as_ref())?;
     Ok(check::whole(config, &record).await?)
@@ -116,24 +117,18 @@ fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Detaches everything of this network that the runtime no longer knows.
+/// Detaches everything of this network that the runtime no longer knows, and removes what has no record.
 async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
     let valid = conf.valid_attachments.as_ref().ok_or(Failure::Conf {
         field: "cni.dev/valid-attachments",
         problem: "is missing, and without it every attachment would be removed".into(),
     })?;
-    let mut errors = Vec::new();
-    for record in Ledger::open(config)?.records()?.iter().filter(|record| record.network == conf.name) {
-        let known = |valid: &conf::Attachment| {
-            valid.container_id == record.container && valid.ifname == record.interface
+    let known = |owner: &Owner| {
+        let same = |valid: &conf::Attachment| {
+            valid.container_id == owner.container() && valid.ifname == owner.interface()
         };
-        if valid.iter().any(known) {
-            continue;
-        }
-        let owner = Owner::new(&record.container, &record.interface).map_err(pod::Error::Lease)?;
-        if let Err(pod::DetachError(more)) = pod::detach(config, &owner, Links::Delete).await {
-            errors.extend(more);
-        }
-    }
-    if errors.is_empty() { Ok(()) } else { Err(pod::DetachError(errors).into()) }
+        valid.iter().any(same)
+    };
+    let left = reconcile::collect(config, &conf.name, known).await?.left();
+    if left.is_empty() { Ok(()) } else { Err(Failure::Left { left }) }
 }

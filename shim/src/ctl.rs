@@ -2,6 +2,7 @@
 //!
 //! It reads the store and the pinned maps itself, so it answers whether or not anything of weft is running.
 
+mod reconcile;
 mod serve;
 mod show;
 
@@ -14,6 +15,7 @@ use crate::error::chain;
 use crate::nat;
 use crate::pod::{self, DetachError, Links};
 use crate::state::Ledger;
+use crate::turn;
 
 const USAGE: &str = "\
 usage: weft <command> [-o table|json]
@@ -21,6 +23,7 @@ usage: weft <command> [-o table|json]
   pods      the attachments of this node: address, data path, namespace
   status    the data path: program versions and how many packets took which way
   init      load the eBPF programs now instead of at the first pod
+  reconcile free what pods have left that are gone; --dry-run only tells
   serve     answer weft.network.v1 on <run_dir>/weft.sock until SIGTERM
   cleanup   detach every pod of weft's and remove programs, maps and state
   version   the version of this program
@@ -49,6 +52,8 @@ enum Error {
     Detach(#[from] DetachError),
     #[error("use the fast path")]
     FastPath(#[from] weft_hooks::Error),
+    #[error("remove what pods have left: {}", .0.join("; "))]
+    Left(Vec<String>),
     #[error("unload the programs: {}", .0.iter().map(|err| chain(err)).collect::<Vec<_>>().join("; "))]
     Unload(Vec<weft_hooks::Error>),
     #[error("remove {path}")]
@@ -67,17 +72,18 @@ pub fn run(
     mut out: impl Write,
     mut err: impl Write,
 ) -> u8 {
-    let result = parse(args).and_then(|(command, format)| perform(&command, format, &mut out));
+    let result =
+        parse(args).and_then(|(command, format, dry_run)| perform(&command, format, dry_run, &mut out));
     let Err(error) = result else { return 0 };
     // Nothing is left to tell if standard error is gone too; the exit code says it.
     drop(writeln!(err, "weft: {}", chain(&error)));
     if matches!(error, Error::Usage(_)) { 2 } else { 1 }
 }
 
-fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, Format), Error> {
+fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, Format, bool), Error> {
     let usage = |err: lexopt::Error| Error::Usage(err.to_string());
     let mut parser = lexopt::Parser::from_iter(args);
-    let (mut command, mut format) = (None, Format::Table);
+    let (mut command, mut format, mut dry_run) = (None, Format::Table, false);
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
             lexopt::Arg::Short('o') | lexopt::Arg::Long("output") => {
@@ -92,6 +98,7 @@ fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, 
                     }
                 }
             }
+            lexopt::Arg::Long("dry-run") => dry_run = true,
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => command = Some("help".into()),
             lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => command = Some("version".into()),
             lexopt::Arg::Value(value) if command.is_none() => {
@@ -100,10 +107,14 @@ fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, 
             other => return Err(usage(other.unexpected())),
         }
     }
-    Ok((command.ok_or_else(|| Error::Usage("a command is missing".into()))?, format))
+    let command: String = command.ok_or_else(|| Error::Usage("a command is missing".into()))?;
+    if dry_run && command != "reconcile" {
+        return Err(Error::Usage(format!("--dry-run is reconcile's, not {command}'s")));
+    }
+    Ok((command, format, dry_run))
 }
 
-fn perform(command: &str, format: Format, out: &mut impl Write) -> Result<(), Error> {
+fn perform(command: &str, format: Format, dry_run: bool, out: &mut impl Write) -> Result<(), Error> {
     match command {
         "help" => return write!(out, "{USAGE}").map_err(Error::Print),
         "version" => return show::version(format, out),
@@ -114,6 +125,7 @@ fn perform(command: &str, format: Format, out: &mut impl Write) -> Result<(), Er
         "pods" => show::pods(&config, format, out),
         "status" => show::status(&config, format, out),
         "init" => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
+        "reconcile" => block_on(reconcile::run(&config, dry_run, format, out))?,
         "serve" => block_on(serve::run(config))?,
         "cleanup" => block_on(cleanup(&config))?,
         other => Err(Error::Usage(format!("command {other:?} is not known"))),
@@ -140,7 +152,8 @@ async fn cleanup(config: &Config) -> Result<(), Error> {
     }
     nat::remove()?;
     FastPath::unload(&config.bpf_dir).map_err(Error::Unload)?;
-    for path in ["store", "programs.lock", "pods.lock", "weft.sock"].map(|name| config.run_dir.join(name)) {
+    let names = ["store", "programs.lock", "pods.lock", turn::FILE, "weft.sock"];
+    for path in names.iter().chain(&crate::reconcile::FILES).map(|name| config.run_dir.join(name)) {
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
@@ -168,7 +181,7 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        for command in ["pods", "status", "init", "serve", "cleanup", "version"] {
+        for command in ["pods", "status", "init", "reconcile", "serve", "cleanup", "version"] {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }
     }
@@ -180,6 +193,7 @@ mod tests {
             (&["fly"][..], "command \"fly\" is not known"),
             (&["pods", "-o", "xml"][..], "output format xml, want table or json"),
             (&["pods", "--all"][..], "--all"),
+            (&["cleanup", "--dry-run"][..], "--dry-run is reconcile's, not cleanup's"),
         ] {
             let (code, out, err) = run_with(args);
             assert_eq!((code, out.as_str()), (2, ""), "{args:?}");

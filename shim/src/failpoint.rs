@@ -1,11 +1,15 @@
-//! Steps at which a test kills this process. Compiled only with the feature `failpoints`, which no release has.
+//! Steps at which a test kills or stops this process. Compiled only with the feature `failpoints`, which no release has.
 
-/// Ends the process at once, without any clean-up, if `WEFT_FAILPOINT` names this step.
+/// Ends the process at once, without any clean-up, if `WEFT_FAILPOINT` names this step; stops it until somebody sends
+/// SIGCONT, if `WEFT_STOPPOINT` does.
 #[cfg(feature = "failpoints")]
 pub(crate) fn failpoint(step: &str) {
-    if std::env::var("WEFT_FAILPOINT").is_ok_and(|wanted| wanted == step) {
-        let killed = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        assert_eq!(killed, Ok(()), "a process may kill itself");
+    use nix::sys::signal::Signal;
+    for (variable, signal) in [("WEFT_FAILPOINT", Signal::SIGKILL), ("WEFT_STOPPOINT", Signal::SIGSTOP)] {
+        if std::env::var(variable).is_ok_and(|wanted| wanted == step) {
+            let sent = nix::sys::signal::kill(nix::unistd::Pid::this(), signal);
+            assert_eq!(sent, Ok(()), "a process may kill itself");
+        }
     }
 }
 

@@ -19,12 +19,15 @@ pub(crate) mod network;
 pub(crate) mod oci;
 pub(crate) mod pod;
 pub(crate) mod reaper;
+pub(crate) mod reconcile;
 pub(crate) mod record;
+pub(crate) mod routes;
 pub(crate) mod sandbox;
 pub(crate) mod signals;
 pub(crate) mod standalone;
 pub(crate) mod state;
 pub(crate) mod task;
+pub(crate) mod turn;
 
 /// `weft.network.v1` for clients in Rust: the messages, and `PodNetworkClient`.
 pub mod api {

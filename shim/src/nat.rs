@@ -221,18 +221,26 @@ fn hiding(records: &[Record]) -> BTreeMap<String, Vec<Vec<Expr>>> {
     lists.map(|list| (element::chain(list), ruleset::hide(&list.except))).collect()
 }
 
-/// Makes the table anew if it is not as the records say; whether it was.
+/// Makes the table anew if it is not as the records say; `true` if it was not.
 ///
 /// # Errors
 /// As of [`restore`].
 pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
+    let whole = is_as_recorded(ledger)?;
+    if !whole {
+        restore(ledger, &Netfilter::open().map_err(kernel("make the table inet weft anew"))?)?;
+    }
+    Ok(!whole)
+}
+
+/// Whether the table is as the records say.
+///
+/// # Errors
+/// The kernel's or the store's.
+pub(crate) fn is_as_recorded(ledger: &Ledger) -> Result<bool, pod::Error> {
     let step = "look at the table inet weft";
     let netfilter = Netfilter::open().map_err(kernel(step))?;
-    if is_whole(&netfilter, &ledger.records()?).map_err(kernel(step))? {
-        return Ok(true);
-    }
-    restore(ledger, &netfilter)?;
-    Ok(false)
+    is_whole(&netfilter, &ledger.records()?).map_err(kernel(step))
 }
 
 /// A table that nobody needs may be missing.

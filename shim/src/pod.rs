@@ -10,27 +10,24 @@
 
 mod leftovers;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use futures_util::future::try_join;
 use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
-use weft_netns::{LinkName, NetNs, Netlink, Route, Veth, sysctl};
+use weft_netns::{LinkName, NetNs, Netlink, Veth};
 
 use crate::bandwidth::{self, Bandwidth};
 use crate::config::Config;
-use crate::error::chain;
+use crate::error::all;
 use crate::failpoint::failpoint;
-use crate::fast_path;
 use crate::nat;
 use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
-use crate::state::Ledger;
+use crate::routes::{enable_forwarding, gateway, host_prefix, host_route, pod_routes};
+use crate::state::{self, Ledger};
+use crate::turn::Turn;
+use crate::{fast_path, reconcile};
 
-/// The pod's IPv4 gateway: link-local (RFC 3927), so that it collides with no range.
-pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The pod's IPv6 gateway.
-pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// `lo` is the first link of every namespace (`LOOPBACK_IFINDEX` in the kernel's include/net/flow.h).
 const LOOPBACK: u32 = 1;
 /// Used where neither the configuration nor a default route says otherwise.
@@ -77,6 +74,10 @@ pub(crate) enum Error {
     Lease(#[source] weft_ipam::Error),
     #[error("keep leases and records in {dir}")]
     Store { dir: PathBuf, source: weft_ipam::Error },
+    #[error("wait for a turn in {path}")]
+    Turn { path: PathBuf, source: std::io::Error },
+    #[error("note in {path} when the node was reconciled")]
+    Stamp { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Record(#[from] record::Error),
     #[error("{step}")]
@@ -95,8 +96,7 @@ pub(crate) struct DetachError(pub(crate) Vec<Error>);
 
 impl std::fmt::Display for DetachError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let all: Vec<String> = self.0.iter().map(|err| chain(err)).collect();
-        f.write_str(&all.join("; "))
+        f.write_str(&all(&self.0))
     }
 }
 
@@ -108,7 +108,7 @@ impl From<Error> for DetachError {
     }
 }
 
-fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error {
+pub(crate) fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error {
     move |source| Error::Kernel { step, source }
 }
 
@@ -120,13 +120,20 @@ pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record,
     let netns = NetNs::open(&request.netns).map_err(Error::Namespace)?;
     let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
     let ledger = Ledger::open(config)?;
+    let _turn = Turn::take(config, &request.owner).await?;
     if let Some(old) = ledger.read(&request.owner)? {
-        if old.state == State::Attached && old.identity() == netns.identity() {
+        if old.is_attached() && old.identity() == netns.identity() && has_host_end(&host, &old).await? {
             return Ok(old);
         }
         unwire(config, &ledger, &host, &old, Links::Delete).await.map_err(first)?;
     }
-    let mut record = plan(&ledger, request, &netns, &host).await?;
+    reconcile::when_low(config, &ledger, &request.network).await;
+    let mut record = match plan(&ledger, request, &netns, &host).await {
+        Err(err) if reconcile::when_full(config, &request.network, &err).await => {
+            plan(&ledger, request, &netns, &host).await?
+        }
+        planned => planned?,
+    };
     failpoint("leased");
     match wire(config, &ledger, &host, &netns, &mut record).await {
         Ok(()) => Ok(record),
@@ -143,6 +150,13 @@ pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record,
 
 fn first(mut errors: Vec<Error>) -> Error {
     errors.swap_remove(0)
+}
+
+/// The number of a namespace that ended is given to the next one, so the identity alone does not tell a pod from its
+/// successor at the same path; the pair of links does, which ends with the namespace.
+async fn has_host_end(host: &Netlink, record: &Record) -> Result<bool, Error> {
+    let link = host.link_by_index(record.host_index).await.map_err(kernel("find the host's end"))?;
+    Ok(link.is_some_and(|link| link.name == record.host_link))
 }
 
 /// Leases the addresses and writes down, in the same transaction, everything that [`wire`] is going to make.
@@ -172,6 +186,7 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         masquerade: nat::masquerade(&request.network, &addresses),
         ports: request.ports.clone(),
         addresses,
+        tombstone: None,
     })
 }
 
@@ -200,20 +215,6 @@ async fn wire(
     record.state = State::Attached;
     ledger.write(record)?;
     failpoint("attached");
-    Ok(())
-}
-
-/// Routing between pods and the outside needs the kernel to forward (`ip-sysctl.rst`); read first, because a write of
-/// `forwarding` takes the RTNL lock and walks all links.
-fn enable_forwarding(addresses: &[IpAddr]) -> Result<(), Error> {
-    for (used, key) in [
-        (addresses.iter().any(IpAddr::is_ipv4), "net/ipv4/ip_forward"),
-        (addresses.iter().any(IpAddr::is_ipv6), "net/ipv6/conf/all/forwarding"),
-    ] {
-        if used {
-            sysctl::ensure(key, "1").map_err(kernel("enable forwarding"))?;
-        }
-    }
     Ok(())
 }
 
@@ -282,7 +283,8 @@ async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
 /// not known is detached already.
 ///
 /// # Errors
-/// All of them: a step that fails does not keep the others from being done. The record stays until all is gone.
+/// All of them: a step that fails does not keep the others from being done. The record stays until all is gone, and
+/// says that the rest is the reconciler's: see [`DetachError::unless_kept`].
 pub(crate) async fn detach(config: &Config, owner: &Owner, links: Links) -> Result<(), DetachError> {
     let ledger = Ledger::open(config).map_err(DetachError::from)?;
     detach_one(config, &ledger, owner, links).await
@@ -294,11 +296,33 @@ async fn detach_one(
     owner: &Owner,
     links: Links,
 ) -> Result<(), DetachError> {
-    // Leases are made and freed with their record: without one there is nothing.
-    let Some(record) = ledger.read(owner)? else { return Ok(()) };
-    let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
-    unwire(config, ledger, &host, &record, links).await.map_err(DetachError)?;
-    Ok(ledger.forget(owner)?)
+    let _turn = Turn::take(config, owner).await?;
+    match ledger.read(owner)? {
+        Some(record) => detach_record(config, ledger, record, links).await,
+        // Leases are made and freed with their record: without one there is nothing.
+        None => Ok(()),
+    }
+}
+
+/// Detaches what the record names; the caller has the owner's [`Turn`].
+///
+/// # Errors
+/// As of [`detach`].
+pub(crate) async fn detach_record(
+    config: &Config,
+    ledger: &Ledger,
+    mut record: Record,
+    links: Links,
+) -> Result<(), DetachError> {
+    let unwired = match Netlink::open() {
+        Ok(host) => unwire(config, ledger, &host, &record, links).await,
+        Err(err) => Err(vec![kernel("open the host's netlink socket")(err)]),
+    };
+    let Err(mut errors) = unwired else { return Ok(ledger.forget(&state::owner(&record)?)?) };
+    record.state = State::Detaching;
+    record.tombstone = Some(all(&errors));
+    errors.extend(ledger.write(&record).err());
+    Err(DetachError(errors))
 }
 
 /// Detaches every interface of a container.
@@ -372,29 +396,4 @@ async fn host_index(host: &Netlink, record: &Record) -> Result<u32, Error> {
     let name = record.host_link.parse().map_err(kernel(step))?;
     let link = host.link(&name).await.map_err(kernel(step))?;
     Ok(link.map_or(record.host_index, |link| link.index))
-}
-
-/// All bits: a pod's address is a host of its own.
-pub(crate) fn host_prefix(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// The gateway of an address's family.
-pub(crate) fn gateway(address: &IpAddr) -> IpAddr {
-    if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
-}
-
-/// The gateway is on the link, and everything is behind it.
-pub(crate) fn pod_routes(gateway: IpAddr, index: u32) -> [Route; 2] {
-    let any =
-        if gateway.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-    [
-        Route { destination: gateway, prefix: host_prefix(gateway), via: None, index },
-        Route { destination: any, prefix: 0, via: Some(gateway), index },
-    ]
-}
-
-/// The host's way to one address of the pod.
-pub(crate) fn host_route(address: IpAddr, index: u32) -> Route {
-    Route { destination: address, prefix: host_prefix(address), via: None, index }
 }

@@ -85,6 +85,10 @@ pub(crate) struct Record {
     /// Where the pod's addresses are hidden behind the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) masquerade: Option<Masquerade>,
+    /// What of a detach went wrong. Such a record is a tombstone: its caller was told that the pod is detached, its
+    /// leases stay taken while something of it may be left, and the next reconcile tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tombstone: Option<String>,
 }
 
 /// One port of the host that leads to the pod.
@@ -195,6 +199,11 @@ impl Record {
         })
     }
 
+    /// Whether the pod's network is whole, and nobody has asked for its end.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.state == State::Attached && self.tombstone.is_none()
+    }
+
     pub(crate) fn identity(&self) -> Identity {
         Identity { dev: self.netns.dev, inode: self.netns.inode }
     }
@@ -228,13 +237,31 @@ impl Names {
             host_link: format!("{HOST_LINK_PREFIX}{:011x}", hash >> 20),
             ifb: format!("{HOST_LINK_PREFIX}s{:010x}", hash >> 24),
             mac: Mac::new([0x02, a, b, c, d, e]),
-            host_mac: Mac::new([0x06, a, b, c, d, e]),
+            host_mac: Mac::new([HOST_MAC_KIND, a, b, c, d, e]),
         }
     }
 
     pub(crate) fn link(&self) -> Result<LinkName, weft_netns::Error> {
         self.host_link.parse()
     }
+
+    /// Whether a link's name and address are of one owner, whoever that is: 20 bits of the owner's hash are in both.
+    /// Without a record this is what tells a host end of weft's from a link that happens to be called so.
+    pub(crate) fn belong_together(host_link: &str, host_mac: Mac) -> bool {
+        let [kind, a, b, c, _, _] = host_mac.bytes();
+        let of_mac = u64::from(a) << 12 | u64::from(b) << 4 | u64::from(c) >> 4;
+        let digits = host_link.strip_prefix(HOST_LINK_PREFIX).filter(|digits| digits.len() == 11);
+        let of_name = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        kind == HOST_MAC_KIND && of_name.is_some_and(|bits| bits & 0xf_ffff == of_mac)
+    }
+}
+
+/// The first byte of the addresses of host ends.
+const HOST_MAC_KIND: u8 = 0x06;
+
+/// The number that an owner's names are made of.
+pub(crate) fn hash(owner: &Owner) -> u64 {
+    fnv1a(&[owner.container(), owner.interface()])
 }
 
 /// What the names of all links begin with.
@@ -275,6 +302,7 @@ mod tests {
             pod: PodName::default(),
             ports: Vec::new(),
             masquerade: None,
+            tombstone: None,
         }
     }
 
@@ -308,5 +336,18 @@ mod tests {
         assert_ne!(a.ifb, b.ifb);
         assert_ne!(a.host_link, b.host_link);
         assert_ne!(a.mac.to_string(), a.host_mac.to_string());
+    }
+
+    #[test]
+    fn a_host_end_is_known_by_its_name_and_address_alone() {
+        for container in ["c0ffee", "a", "b", "k8s.io/web"] {
+            let names = Names::of(&Owner::new(container, "eth0").unwrap());
+            let other = Names::of(&Owner::new(&format!("0{container}"), "eth0").unwrap());
+            assert!(Names::belong_together(&names.host_link, names.host_mac), "{container}");
+            assert!(!Names::belong_together(&names.host_link, other.host_mac), "another owner's address");
+            assert!(!Names::belong_together(&names.host_link, names.mac), "the pod's end");
+            assert!(!Names::belong_together(&names.host_link[..14], names.host_mac), "a shorter name");
+        }
+        assert!(!Names::belong_together("weft", Mac::new([6, 0, 0, 0, 0, 0])));
     }
 }

@@ -219,7 +219,9 @@ impl Sandbox {
         let is_home = left.as_ref().is_none_or(|left| left.is_home);
         errors.extend(left.into_iter().flat_map(|left| left.errors));
         if is_home
-            && let Err(err) = pod::detach_all(&self.config, &self.owner.id, Links::DieWithNamespace).await
+            && let Err(err) = pod::detach_all(&self.config, &self.owner.id, Links::DieWithNamespace)
+                .await
+                .or_else(DetachError::unless_kept)
         {
             errors.push(Error::Detach(err));
         }

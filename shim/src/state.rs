@@ -83,6 +83,13 @@ impl Ledger {
         rows.iter().map(|(owner, bytes)| Ok(Record::decode(owner, bytes)?)).collect()
     }
 
+    /// Whose records there are.
+    pub(crate) fn owners(&self) -> Result<Vec<Owner>, Error> {
+        let view = self.view()?;
+        let rows = view.records().map_err(|source| self.failed(source))?;
+        Ok(rows.into_iter().map(|(owner, _)| owner).collect())
+    }
+
     /// The interfaces of one container.
     pub(crate) fn owners_of(&self, container: &str) -> Result<Vec<Owner>, Error> {
         let view = self.view()?;

@@ -9,8 +9,8 @@ use weft_netns::{LinkName, NetNs, Netlink};
 
 use crate::config::Config;
 use crate::fast_path;
-use crate::pod::{gateway, host_prefix, host_route, pod_routes};
 use crate::record::{Names, Record};
+use crate::routes::{gateway, host_prefix, host_route, pod_routes};
 
 /// What is not as it was made.
 #[derive(Debug, thiserror::Error)]

@@ -58,6 +58,8 @@ pub(crate) enum Failure {
     Pod(#[from] pod::Error),
     #[error("detach the pod")]
     Detach(#[from] pod::DetachError),
+    #[error("remove what the runtime does not know any more: {}", .left.join("; "))]
+    Left { left: Vec<String> },
     #[error("the pod's network is not as it was made")]
     Deviation(#[from] Deviation),
 }
@@ -74,7 +76,7 @@ impl Failure {
             Failure::Full { .. } => 50,
             Failure::Pod(err) => pod_code(err),
             Failure::Detach(err) => err.0.first().map_or(102, pod_code),
-            Failure::Runtime(_) => 102,
+            Failure::Runtime(_) | Failure::Left { .. } => 102,
             Failure::Deviation(_) => 103,
             Failure::Config(_) => 104,
         }
@@ -86,6 +88,7 @@ fn pod_code(err: &pod::Error) -> u32 {
         pod::Error::Namespace(_) => 4,
         pod::Error::Lease(weft_ipam::Error::Exhausted { .. }) => 100,
         pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,
+        pod::Error::Turn { .. } | pod::Error::Stamp { .. } => 101,
         pod::Error::Nat(nat::Error::Taken { .. }) => 105,
         pod::Error::Nat(_)
         | pod::Error::Kernel { .. }

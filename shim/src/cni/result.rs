@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 
 use super::conf::{Conf, Dns, VERSIONS};
-use crate::pod::{gateway, host_prefix};
 use crate::record::{Names, Record};
+use crate::routes::{gateway, host_prefix};
 
 /// What is spoken, in an answer of the version that was asked with.
 pub(super) fn versions(asked: String) -> Value {

@@ -29,6 +29,7 @@ fn row(record: &Record) -> [String; 6] {
         (namespace, name) => format!("{namespace}/{name}"),
     };
     let path = match (record.state, record.data_path) {
+        _ if record.tombstone.is_some() => "detaching",
         (State::Attaching, _) => "attaching",
         (State::Detaching, _) => "detaching",
         (_, DataPath::Redirect) => "redirect",
@@ -81,12 +82,12 @@ pub(super) fn version(format: Format, out: &mut impl Write) -> Result<(), Error>
     }
 }
 
-fn print_json(out: &mut impl Write, value: &Value) -> Result<(), Error> {
+pub(super) fn print_json(out: &mut impl Write, value: &Value) -> Result<(), Error> {
     writeln!(out, "{value}").map_err(Error::Print)
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-fn table<const N: usize>(out: &mut impl Write, rows: Vec<[String; N]>) -> Result<(), Error> {
+pub(super) fn table<const N: usize>(out: &mut impl Write, rows: Vec<[String; N]>) -> Result<(), Error> {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     for row in &rows {

@@ -99,7 +99,9 @@ fn clean_task(config: &Config, args: &Args, response: &mut DeleteResponse) -> Ve
 }
 
 fn detached(work: impl Future<Output = Result<(), DetachError>>) -> Result<(), Error> {
-    wait_for(work)?.map_err(|err| Error::Sandbox(crate::sandbox::Error::Detach(err)))
+    wait_for(work)?
+        .or_else(DetachError::unless_kept)
+        .map_err(|err| Error::Sandbox(crate::sandbox::Error::Detach(err)))
 }
 
 fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Error> {

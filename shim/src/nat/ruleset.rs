@@ -27,8 +27,8 @@ use ipnet::IpNet;
 use weft_netns::nft::{Base, Batch, Direction, Expr, Family, Field, Hook, Kind, Set, Slot, Type};
 
 use super::element::octets;
-use crate::pod::{GATEWAY_V4, GATEWAY_V6};
 use crate::record::HOST_LINK_PREFIX;
+use crate::routes::{GATEWAY_V4, GATEWAY_V6};
 
 /// The table's name, in family `inet`.
 pub(crate) const TABLE: &str = "weft";

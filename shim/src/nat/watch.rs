@@ -17,8 +17,8 @@ pub(crate) async fn keep(config: &Config) -> Result<(), pod::Error> {
     let mut changes = Changes::listen().map_err(kernel("listen to nftables"))?;
     loop {
         match Ledger::open(config).and_then(|ledger| repair(&ledger)) {
-            Ok(true) => {}
-            Ok(false) => log::warn!("table inet {TABLE} was not as the records say: it is repaired"),
+            Ok(false) => {}
+            Ok(true) => log::warn!("table inet {TABLE} was not as the records say: it is repaired"),
             Err(err) => log::error!("{}", chain(&err)),
         }
         changes.loss(TABLE).await.map_err(kernel("listen to nftables"))?;

@@ -54,7 +54,7 @@ impl Node {
         node
     }
 
-    fn bpf(&self) -> PathBuf {
+    pub(crate) fn bpf(&self) -> PathBuf {
         self.dir.path().join("bpf")
     }
 
@@ -145,6 +145,15 @@ impl Node {
         let output = self.run(self.command(env!("CARGO_BIN_EXE_weft")).args(args), "");
         assert!(output.status.success(), "weft {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// What `weft reconcile` did, and its exit code.
+    pub(crate) fn reconcile(&self, args: &[&str]) -> (Value, i32) {
+        let mut command = self.command(env!("CARGO_BIN_EXE_weft"));
+        let output = self.run(command.args(["reconcile", "-o", "json"]).args(args), "");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        let report = serde_json::from_slice(&output.stdout);
+        (report.unwrap_or_else(|_| panic!("weft reconcile: {err}")), output.status.code().unwrap())
     }
 
     /// Names of the links of the host, without `lo` and the uplink.
@@ -238,6 +247,24 @@ pub(crate) fn pings(netns: &NetNs, address: &str) -> bool {
     )
     .status
     .success()
+}
+
+/// Echo requests that go on beside the test: 200, a hundredth of a second apart.
+pub(crate) struct Pinging(std::process::Child);
+
+impl Pinging {
+    pub(crate) fn start(netns: &NetNs, address: &str) -> Pinging {
+        let mut command = Command::new("ping");
+        command.args(["-n", "-i", "0.01", "-c", "200", "-W", &(2 * slowness()).to_string(), address]);
+        Pinging(netns.run(|| command.stdout(Stdio::piped()).spawn().unwrap()).unwrap())
+    }
+
+    /// Each one was answered.
+    pub(crate) fn assert_no_loss(self) {
+        let output = self.0.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("200 packets transmitted, 200 received"), "{text}");
+    }
 }
 
 /// What deadlines are multiplied by: `WEFT_TEST_SLOWNESS`, 1 if it is not set. An emulated machine is 20 times slower.

@@ -5,10 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use crate::common::{Node, conf, pings, wait_until};
 
 /// In the order in which ADD passes them.
-const STEPS: [&str; 8] =
+pub(crate) const STEPS: [&str; 8] =
     ["leased", "forwarding", "veth", "limits", "routes", "fast-path", "published", "attached"];
 
-fn killed_at(node: &Node, step: &str) {
+pub(crate) fn killed_at(node: &Node, step: &str) {
     let netns = node.pod("a");
     let answer = node.cni_with("ADD", "a", &conf().to_string(), |command| {
         command.env("CNI_NETNS", netns).env("WEFT_FAILPOINT", step);

@@ -10,3 +10,4 @@ mod common;
 mod killed;
 mod network;
 mod ports;
+mod reconcile;

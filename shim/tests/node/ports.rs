@@ -346,6 +346,29 @@ fn a_flushed_table_is_back_at_once_while_weft_serves() {
 }
 
 #[test]
+fn reconcile_repairs_the_table_and_tells_of_it() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    add(&node, "a", &with_ports(json!([port("tcp", 8080, 80)])));
+    assert_eq!(node.weft(&["reconcile", "-o", "json"])["nat_repaired"], false);
+    for harm in [
+        &["flush", "ruleset"][..],
+        &["flush", "map", "inet", "weft", "ports4"],
+        &["add", "element", "inet", "weft", "ports4", "{ tcp . 9 : 10.88.0.2 . 9 }"],
+    ] {
+        assert!(node.run(Command::new("nft").args(harm), "").status.success(), "{harm:?}");
+        for (args, repaired) in [(&["--dry-run"][..], true), (&[], true), (&[], false)] {
+            let args = [&["reconcile", "-o", "json"], args].concat();
+            assert_eq!(node.weft(&args)["nat_repaired"], repaired, "{harm:?} {args:?}");
+        }
+        let from = Some(BEYOND[0].parse().unwrap());
+        assert_eq!(tcp(&beyond, at(HOST[0], 8080), &node.pod_ns("a"), 80), from, "{harm:?}");
+        assert_eq!(elements(&node, "ports4"), 1);
+    }
+    del(&node, &["a"]);
+}
+
+#[test]
 fn elements_without_a_record_give_way() {
     let node = Node::new();
     let conf = with_ports(json!([port("tcp", 8080, 80)]));

@@ -1,0 +1,108 @@
+//! Links and map entries without a record.
+//!
+//! Detach ends the record last, after map entries and routes, and with a namespace that is about to die it leaves the
+//! pair of links to that. So a host end without a record and without routes has been detached, and is deleted. One that
+//! weft's routes still lead to has not: its record is in another store, or was lost with the store, and its pod may
+//! live. It is named, and left alone.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use weft_ipam::Owner;
+use weft_netns::Link;
+
+use super::Run;
+use crate::error::chain;
+use crate::fast_path;
+use crate::pod::{Error, kernel};
+use crate::record::{Names, State};
+
+/// What has, or may have, no record.
+pub(super) struct Strays {
+    links: Vec<Link>,
+    entries: Vec<(IpAddr, u32)>,
+}
+
+/// All host ends and map entries of the node.
+pub(super) async fn find(run: &mut Run<'_>) -> Strays {
+    let links = run.host.veths().await.map_err(kernel("list the host's ends"));
+    let entries = entries(run).map_err(Error::FastPath);
+    let mut failed = |err: Error| run.report.failed.push(chain(&err));
+    let links = links.map_err(&mut failed).unwrap_or_default();
+    let entries = entries.map_err(failed).unwrap_or_default();
+    let ours = |link: &Link| Names::belong_together(&link.name, link.mac);
+    Strays { links: links.into_iter().filter(ours).collect(), entries }
+}
+
+fn entries(run: &Run<'_>) -> Result<Vec<(IpAddr, u32)>, weft_hooks::Error> {
+    let Some(fast_path) = fast_path::open(run.config)? else { return Ok(Vec::new()) };
+    fast_path.pods().map(|pod| pod.map(|(address, entry)| (address, entry.ifindex))).collect()
+}
+
+impl Strays {
+    /// Leaves out what has a record. `owners` were read after the links and entries.
+    pub(super) fn without(mut self, run: &mut Run<'_>, owners: &[Owner]) -> Result<Strays, Error> {
+        let names: HashSet<String> = owners.iter().map(|owner| Names::of(owner).host_link).collect();
+        self.links.retain(|link| !names.contains(&link.name));
+        let leases = run.ledger.view()?.leases().map_err(|source| run.ledger.failed(source))?;
+        let holders: HashMap<IpAddr, Owner> =
+            leases.into_iter().map(|lease| (lease.address, lease.owner)).collect();
+        self.entries.retain(|(address, index)| match holders.get(address) {
+            // A record that cannot be read may be right.
+            Some(owner) => run.ledger.read(owner).is_ok_and(|record| {
+                record.is_some_and(|record| record.state == State::Attached && record.host_index != *index)
+            }),
+            None => true,
+        });
+        Ok(self)
+    }
+
+    /// Entries before links, as in a detach.
+    pub(super) async fn remove(self, run: &mut Run<'_>) {
+        let mut live = HashSet::new();
+        for link in &self.links {
+            match run.host.has_routes_over(link.index).await.map_err(kernel("look for routes to a stray")) {
+                Ok(false) => {}
+                Ok(true) => {
+                    live.insert(link.index);
+                    run.report.foreign.push(link.name.clone());
+                }
+                Err(err) => {
+                    live.insert(link.index);
+                    run.report.failed.push(chain(&err));
+                }
+            }
+        }
+        for (address, index) in self.entries.into_iter().filter(|(_, index)| !live.contains(index)) {
+            match remove_entry(run, address, index) {
+                Ok(true) => run.report.entries.push(address),
+                Ok(false) => {}
+                Err(err) => run.report.failed.push(chain(&err)),
+            }
+        }
+        for link in self.links.into_iter().filter(|link| !live.contains(&link.index)) {
+            match remove_link(run, &link).await {
+                Ok(true) => run.report.links.push(link.name),
+                Ok(false) => {}
+                Err(err) => run.report.failed.push(chain(&err)),
+            }
+        }
+    }
+}
+
+/// Goes by address and index, so an entry that was replaced meanwhile stays. `false` if it has gone.
+fn remove_entry(run: &Run<'_>, address: IpAddr, index: u32) -> Result<bool, Error> {
+    if run.report.dry_run {
+        return Ok(true);
+    }
+    let Some(mut fast_path) = fast_path::open(run.config).map_err(Error::FastPath)? else { return Ok(false) };
+    fast_path.remove_pod(address, index).map_err(Error::FastPath)
+}
+
+/// Goes by index, which no other link of the namespace ever has had. `false` if it has gone.
+async fn remove_link(run: &Run<'_>, link: &Link) -> Result<bool, Error> {
+    if run.report.dry_run {
+        return Ok(true);
+    }
+    run.host.delete_link(link.index).await.map_err(kernel("delete a stray veth pair"))
+}
