@@ -70,6 +70,7 @@ async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> 
         owner: env.owner()?,
         netns,
         network: conf.network(config)?,
+        asked: conf.asked(&env)?,
         bandwidth: conf.bandwidth()?,
         pod: env.pod(),
         ports: conf.ports()?,

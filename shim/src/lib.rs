@@ -4,6 +4,7 @@
 //! programs ([`weft_hooks`]). The binaries parse their arguments, call one function of this library and turn
 //! its answer into an exit code.
 
+pub(crate) mod asked;
 pub(crate) mod bandwidth;
 pub mod cni;
 pub mod config;

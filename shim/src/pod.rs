@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
 use weft_netns::{LinkName, NetNs, Netlink, Veth};
 
+use crate::asked::Asked;
 use crate::bandwidth::{self, Bandwidth};
 use crate::config::Config;
 use crate::error::all;
@@ -51,6 +52,7 @@ pub(crate) struct Request {
     pub(crate) owner: Owner,
     pub(crate) netns: PathBuf,
     pub(crate) network: Network,
+    pub(crate) asked: Asked,
     pub(crate) bandwidth: Bandwidth,
     pub(crate) pod: PodName,
     pub(crate) ports: Vec<HostPort>,
@@ -167,14 +169,14 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
     };
     let names = Names::of(&request.owner);
     let identity = netns.identity();
-    ledger.reserve(&request.network, &request.owner, |addresses| Record {
+    ledger.reserve(&request.network, &request.asked.ips, &request.owner, |addresses| Record {
         version: record::VERSION,
         state: State::Attaching,
         container: request.owner.container().into(),
         interface: request.owner.interface().into(),
         network: request.network.name.clone(),
         netns: Namespace { path: request.netns.clone(), dev: identity.dev, inode: identity.inode },
-        mac: names.mac.to_string(),
+        mac: request.asked.mac.unwrap_or(names.mac).to_string(),
         host_mac: names.host_mac.to_string(),
         host_link: names.host_link,
         host_index: 0,
@@ -202,7 +204,7 @@ async fn wire(
     failpoint("forwarding");
     record.host_index = create_veth(host, netns, record).await?;
     failpoint("veth");
-    let names = Names::of_record(record);
+    let names = Names::of_record(record).map_err(kernel("read the MAC addresses"))?;
     bandwidth::limit(host, record, &names).await.map_err(kernel("limit the pod's bandwidth"))?;
     failpoint("limits");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
@@ -222,7 +224,7 @@ async fn wire(
 async fn create_veth(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
     let step = "create the veth pair";
     let parse = |text: &str| text.parse::<LinkName>().map_err(kernel(step));
-    let names = Names::of_record(record);
+    let names = Names::of_record(record).map_err(kernel(step))?;
     let veth = Veth {
         name: names.link().map_err(kernel(step))?,
         mac: names.host_mac,
@@ -375,7 +377,7 @@ async fn unwire(
     {
         errors.push(kernel("delete the veth pair")(err));
     }
-    if let Err(err) = bandwidth::lift(host, record, &Names::of_record(record)).await {
+    if let Err(err) = bandwidth::lift(host, record, &Names::derived(record)).await {
         errors.push(kernel("lift the pod's bandwidth limits")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }

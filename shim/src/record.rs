@@ -226,7 +226,8 @@ impl Names {
         Names::of_parts(owner.container(), owner.interface())
     }
 
-    pub(crate) fn of_record(record: &Record) -> Names {
+    /// The same for the owner of a record; its MAC addresses may be others.
+    pub(crate) fn derived(record: &Record) -> Names {
         Names::of_parts(&record.container, &record.interface)
     }
 
@@ -239,6 +240,12 @@ impl Names {
             mac: Mac::new([0x02, a, b, c, d, e]),
             host_mac: Mac::new([HOST_MAC_KIND, a, b, c, d, e]),
         }
+    }
+
+    /// Those that a record says: the pod's end may have an address that was asked for.
+    pub(crate) fn of_record(record: &Record) -> Result<Names, weft_netns::Error> {
+        let (mac, host_mac) = (record.mac.parse()?, record.host_mac.parse()?);
+        Ok(Names { host_link: record.host_link.clone(), mac, host_mac, ..Names::derived(record) })
     }
 
     pub(crate) fn link(&self) -> Result<LinkName, weft_netns::Error> {

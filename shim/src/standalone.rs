@@ -10,6 +10,7 @@ use serde_json::Value;
 use weft_ipam::Owner;
 use weft_netns::NetNs;
 
+use crate::asked::{self, Asked};
 use crate::bandwidth::Bandwidth;
 use crate::cni;
 use crate::config::Config;
@@ -18,7 +19,6 @@ use crate::record::PodName;
 
 /// The annotation that asks for a network; its value is the network's name.
 pub(crate) const ANNOTATION: &str = "weft.dev/network";
-const INTERFACE: &str = "eth0";
 
 /// Why a container that asked for a network has none.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,8 @@ pub(crate) enum Error {
     NoNamespace,
     #[error("network {name:?}")]
     Network { name: String, source: Box<cni::Failure> },
+    #[error("addresses that are asked for")]
+    Asked(#[from] asked::Error),
     #[error("make the container's network namespace")]
     Namespace(#[source] weft_netns::Error),
     #[error("make the folder of network namespaces {path}")]
@@ -48,6 +50,7 @@ pub(crate) async fn attach(
     spec: &mut Value,
 ) -> Result<(), Error> {
     let Some(name) = spec["annotations"][ANNOTATION].as_str().map(str::to_owned) else { return Ok(()) };
+    let asked = asked(spec)?;
     let entry = new_network_namespace(spec).ok_or(Error::NoNamespace)?;
     let network = config.network.get(&name).ok_or_else(|| Error::NoNetwork { name: name.clone() })?;
     let network = cni::network(&name, network);
@@ -58,7 +61,7 @@ pub(crate) async fn attach(
     make_namespace(&netns)?;
     let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), uid: String::new() };
     let (bandwidth, ports) = (Bandwidth::default(), Vec::new());
-    let request = Request { owner, netns, network, bandwidth, pod, ports };
+    let request = Request { owner, netns, network, asked, bandwidth, pod, ports };
     if let Err(err) = pod::attach(config, &request).await {
         // What stopped the attach is what the user has to know; a pin that stays is removed by `detach`.
         drop(NetNs::unpin(&request.netns));
@@ -86,6 +89,14 @@ pub(crate) async fn detach(config: &Config, namespace: &str, id: &str) -> Result
     if errors.is_empty() { Ok(()) } else { Err(DetachError(errors)) }
 }
 
+/// The addresses that the annotations ask for by name.
+fn asked(spec: &Value) -> Result<Asked, Error> {
+    let annotation = |name: &str| spec["annotations"][name].as_str();
+    let ips = annotation(asked::IPS).map(asked::list).unwrap_or_default();
+    let mac = annotation(asked::MAC).map(str::to_owned);
+    Ok(Asked::first_of(vec![("annotation weft.dev/ips", ips)], vec![("annotation weft.dev/mac", mac)])?)
+}
+
 /// The entry of the spec that asks for a new network namespace (runtime-spec, config-linux.md: no `path`).
 fn new_network_namespace(spec: &mut Value) -> Option<&mut Value> {
     let entries = spec["linux"]["namespaces"].as_array_mut()?;
@@ -111,7 +122,7 @@ fn container(namespace: &str, id: &str) -> String {
 }
 
 fn owner(namespace: &str, id: &str) -> Result<Owner, pod::Error> {
-    Owner::new(&container(namespace, id), INTERFACE).map_err(pod::Error::Lease)
+    Owner::new(&container(namespace, id), asked::INTERFACE).map_err(pod::Error::Lease)
 }
 
 #[cfg(test)]
@@ -131,5 +142,17 @@ mod tests {
             assert_eq!(new_network_namespace(&mut spec).is_some(), new, "{spec}");
         }
         assert!(new_network_namespace(&mut json!({})).is_none());
+    }
+
+    #[test]
+    fn the_annotations_of_a_container_ask_for_addresses() {
+        let spec =
+            json!({ "annotations": { "weft.dev/ips": "10.0.0.7", "weft.dev/mac": "02:00:00:00:00:07" } });
+        let asked = asked(&spec).unwrap();
+        assert_eq!(asked.ips, ["10.0.0.7".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(asked.mac, Some("02:00:00:00:00:07".parse().unwrap()));
+        assert_eq!(super::asked(&json!({})).unwrap(), Asked::default());
+        let err = super::asked(&json!({ "annotations": { "weft.dev/mac": "x" } })).unwrap_err();
+        assert!(matches!(err, Error::Asked(asked::Error::Mac { .. })), "{err}");
     }
 }

@@ -34,15 +34,25 @@ impl Ledger {
         self.store.read().map_err(|source| self.failed(source))
     }
 
-    /// Leases addresses, and writes down in the same transaction what `record` makes of them.
+    /// Leases addresses, those of `ips` among them, and writes down in the same transaction what `record` makes of them.
+    /// What the owner held before is given back if it does not fit: the caller has taken it down.
     pub(crate) fn reserve(
         &self,
         network: &Network,
+        ips: &[IpAddr],
         owner: &Owner,
         record: impl FnOnce(Vec<IpAddr>) -> Record,
     ) -> Result<Record, Error> {
         self.change(|txn| {
-            let leases = txn.reserve(&network.name, &network.ranges, owner).map_err(Error::Lease)?;
+            let reserved = match txn.reserve_these(&network.name, &network.ranges, ips, owner) {
+                // Of an attach that is over, and taken down: the owner comes back and asks for something else.
+                Err(weft_ipam::Error::Held { .. }) => {
+                    txn.release(owner).map_err(|source| self.failed(source))?;
+                    txn.reserve_these(&network.name, &network.ranges, ips, owner)
+                }
+                reserved => reserved,
+            };
+            let leases = reserved.map_err(Error::Lease)?;
             let record = record(leases.iter().map(|lease| lease.address).collect());
             txn.put_record(owner, &record.encode()?).map_err(|source| self.failed(source))?;
             Ok(record)

@@ -116,7 +116,7 @@ async fn limits(host: &Netlink, index: u32, record: &Record) -> Result<(), Devia
         missing(there, || format!("the limit on link {}", record.host_link))?;
     }
     let Some(limit) = &record.bandwidth.egress else { return Ok(()) };
-    let name = Names::of_record(record).ifb;
+    let name = Names::derived(record).ifb;
     let ifb = host.link(&name.parse().map_err(&looking)?).await.map_err(&looking)?;
     let ifb = ifb.filter(|ifb| ifb.up).ok_or_else(|| Deviation::Missing(format!("link {name}, up")))?;
     let there = host.has_token_bucket(ifb.index, &limit.bucket(record.mtu)).await.map_err(&looking)?;

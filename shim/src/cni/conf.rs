@@ -3,13 +3,17 @@
 //! Unknown fields are left alone: the runtime passes on what other plugins of a chain need. `runtimeConfig` comes
 //! in two spellings, because containerd encodes its Go types without tags (`HostPort` for `hostPort`).
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 use weft_ipam::{Range, RangeSpec};
 
 use super::bandwidth::Stated;
+use super::env::Env;
 use super::error::Failure;
+use crate::asked::{self, Asked};
 use crate::bandwidth::Bandwidth;
 use crate::config::{self, Config};
 use crate::pod::Network;
@@ -34,6 +38,7 @@ pub(super) struct Conf {
     pub(super) dns: Dns,
     bandwidth: Stated,
     runtime: RuntimeConfig,
+    args: Args,
     pub(super) prev_result: Option<Value>,
     pub(super) valid_attachments: Option<Vec<Attachment>>,
 }
@@ -55,6 +60,7 @@ struct Raw {
     dns: Dns,
     #[serde(rename = "runtimeConfig")]
     runtime: Option<RuntimeConfig>,
+    args: Option<Args>,
     #[serde(rename = "prevResult")]
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments", alias = "cni.dev/attachments")]
@@ -81,6 +87,26 @@ struct RuntimeConfig {
     port_mappings: Vec<PortMapping>,
     bandwidth: Option<Stated>,
     dns: Option<Dns>,
+    #[serde(default, deserialize_with = "list")]
+    ips: Vec<String>,
+    mac: Option<String>,
+    /// All of the pod's.
+    #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// `args` of the configuration: what an orchestrator that writes configurations asks for (CNI CONVENTIONS.md).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+struct Args {
+    #[serde(default)]
+    cni: CniArgs,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+struct CniArgs {
+    #[serde(default, deserialize_with = "list")]
+    ips: Vec<String>,
+    mac: Option<String>,
 }
 
 /// One host port, as the `portMappings` capability has it.
@@ -164,6 +190,7 @@ impl Conf {
             dns: raw.dns,
             bandwidth,
             runtime: raw.runtime.unwrap_or_default(),
+            args: raw.args.unwrap_or_default(),
             prev_result: raw.prev_result,
             valid_attachments: raw.valid_attachments,
         })
@@ -197,6 +224,28 @@ impl Conf {
     /// The limits of the pod.
     pub(super) fn bandwidth(&self) -> Result<Bandwidth, Failure> {
         self.bandwidth.limits(self.runtime.bandwidth.as_ref())
+    }
+
+    /// The addresses that are asked for by name, in the order of the places that say so.
+    pub(super) fn asked(&self, env: &Env) -> Result<Asked, Failure> {
+        let of_pod = self.runtime.annotations.as_ref().filter(|_| env.interface() == asked::INTERFACE);
+        let annotation = |name: &str| of_pod.and_then(|all| all.get(name)).map(String::as_str);
+        let list = |text: Option<&str>| text.map(asked::list).unwrap_or_default();
+        let said = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(str::to_owned);
+        let (runtime, args) = (&self.runtime, &self.args.cni);
+        let ips = vec![
+            ("runtimeConfig.ips", runtime.ips.clone()),
+            ("args.cni.ips", args.ips.clone()),
+            ("IP in CNI_ARGS", list(env.arg("IP"))),
+            ("annotation weft.dev/ips", list(annotation(asked::IPS))),
+        ];
+        let macs = vec![
+            ("runtimeConfig.mac", said(runtime.mac.as_deref())),
+            ("args.cni.mac", said(args.mac.as_deref())),
+            ("MAC in CNI_ARGS", said(env.arg("MAC"))),
+            ("annotation weft.dev/mac", said(annotation(asked::MAC))),
+        ];
+        Ok(Asked::first_of(ips, macs)?)
     }
 
     /// What the result says about name resolution: the capability argument, else the configuration.

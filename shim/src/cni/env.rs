@@ -85,7 +85,11 @@ impl Env {
         }
     }
 
-    fn arg(&self, key: &str) -> Option<&str> {
+    pub(super) fn interface(&self) -> &str {
+        self.interface.as_str()
+    }
+
+    pub(super) fn arg(&self, key: &str) -> Option<&str> {
         self.args
             .split(';')
             .filter_map(|pair| pair.split_once('='))

@@ -7,9 +7,9 @@
 //! | 4 | a `CNI_*` variable is missing or wrong, the namespace included |
 //! | 5 | standard input cannot be read |
 //! | 6 | standard input is not JSON of the expected shape |
-//! | 7 | the network configuration lacks something or contradicts itself |
+//! | 7 | the network configuration lacks something or contradicts itself, or asks for an address that it does not have |
 //! | 50 | STATUS: no ADD can be served |
-//! | 100 | no address is free |
+//! | 100 | no address is free, or not the one that was asked for |
 //! | 101 | the store cannot be used, or was written by a newer version |
 //! | 102 | the kernel refused a step |
 //! | 103 | CHECK: something of the pod's network is not as it was made |
@@ -20,8 +20,10 @@ use std::error::Error;
 use std::io;
 
 use serde_json::{Value, json};
+use weft_ipam::Error as Lease;
 
 use super::check::Deviation;
+use crate::asked;
 use crate::config;
 use crate::error::chain;
 use crate::nat;
@@ -44,6 +46,8 @@ pub(crate) enum Failure {
     Owner(#[source] weft_ipam::Error),
     #[error("network configuration: {field} {problem}")]
     Conf { field: &'static str, problem: String },
+    #[error("addresses that are asked for")]
+    Asked(#[from] asked::Error),
     #[error("network configuration: ranges")]
     Range(#[source] weft_ipam::RangeError),
     #[error("container {owner} is not attached")]
@@ -72,7 +76,7 @@ impl Failure {
             Failure::Variable { .. } | Failure::Interface(_) | Failure::Owner(_) => 4,
             Failure::Input(_) => 5,
             Failure::Json(_) => 6,
-            Failure::Conf { .. } | Failure::Range(_) => 7,
+            Failure::Conf { .. } | Failure::Range(_) | Failure::Asked(_) => 7,
             Failure::Full { .. } => 50,
             Failure::Pod(err) => pod_code(err),
             Failure::Detach(err) => err.0.first().map_or(102, pod_code),
@@ -86,7 +90,13 @@ impl Failure {
 fn pod_code(err: &pod::Error) -> u32 {
     match err {
         pod::Error::Namespace(_) => 4,
-        pod::Error::Lease(weft_ipam::Error::Exhausted { .. }) => 100,
+        pod::Error::Lease(Lease::Exhausted { .. } | Lease::Taken { .. }) => 100,
+        pod::Error::Lease(
+            Lease::Elsewhere { .. }
+            | Lease::Unleasable { .. }
+            | Lease::TwoOfFamily { .. }
+            | Lease::Overlap { .. },
+        ) => 7,
         pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,
         pod::Error::Turn { .. } | pod::Error::Stamp { .. } => 101,
         pod::Error::Nat(nat::Error::Taken { .. }) => 105,

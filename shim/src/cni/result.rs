@@ -23,7 +23,7 @@ pub(super) fn of(record: &Record, conf: &Conf) -> Value {
         json!({ "name": record.interface, "mac": record.mac, "sandbox": record.netns.path }),
     ];
     if record.bandwidth.egress.is_some() {
-        interfaces.push(json!({ "name": Names::of_record(record).ifb }));
+        interfaces.push(json!({ "name": Names::derived(record).ifb }));
     }
     json!({
         "cniVersion": conf.version,

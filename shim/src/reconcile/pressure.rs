@@ -44,11 +44,12 @@ pub(crate) async fn when_low(config: &Config, ledger: &Ledger, network: &Network
     told(network, reconciled);
 }
 
-/// Reconciles the network if `err` says that a dead pod may hold what an ADD needs. `true` if it may help to try again;
+/// Reconciles the network if `err` says that a dead pod may hold what an ADD needs: all addresses, or the one asked for. `true` if it may help to try again;
 /// if not, what the ADD has to tell is `err`.
 pub(crate) async fn when_full(config: &Config, network: &Network, err: &Error) -> bool {
-    let is_full = matches!(err, Error::Lease(weft_ipam::Error::Exhausted { .. }));
-    is_full && told(network, reconcile(config, network, FULL).await)
+    let is_wanting =
+        matches!(err, Error::Lease(weft_ipam::Error::Exhausted { .. } | weft_ipam::Error::Taken { .. }));
+    is_wanting && told(network, reconcile(config, network, FULL).await)
 }
 
 /// What goes wrong here goes wrong in `weft reconcile` too, which has nothing better to tell.

@@ -4,6 +4,7 @@
 #![cfg(feature = "failpoints")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod asked;
 mod bandwidth;
 mod cni;
 mod common;
