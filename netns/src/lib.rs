@@ -18,6 +18,7 @@ pub mod nft;
 mod ns;
 mod qdisc;
 mod route;
+mod source;
 pub mod sysctl;
 
 pub use conntrack::{Connection, Flows};

@@ -103,6 +103,18 @@ impl Netlink {
         done.map_err(|source| Error::Netlink { op: "add route", object: route.to_string(), source })
     }
 
+    /// Adds a route unless there is one to the same destination, over whichever link. `false` if there is.
+    ///
+    /// # Errors
+    /// As of [`Netlink::replace_route`].
+    pub async fn add_route(&self, route: &Route) -> Result<bool, Error> {
+        match self.create(RouteNetlinkMessage::NewRoute(route.message())).await {
+            Ok(_) => Ok(true),
+            Err(err) if errno(&err) == Some(nix::libc::EEXIST) => Ok(false),
+            Err(source) => Err(Error::Netlink { op: "add route", object: route.to_string(), source }),
+        }
+    }
+
     /// Deletes a route. `false` if it is gone already.
     ///
     /// # Errors
@@ -124,12 +136,8 @@ impl Netlink {
         let asked = if route.prefix == 0 { elsewhere(route.destination) } else { route.destination };
         // The route as it is in the table, not what a packet makes of it.
         let Some(found) = self.way_to(asked, RouteFlags::FibMatch).await? else { return Ok(false) };
-        let via = found.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(gateway) => address_of(gateway),
-            _ => None,
-        });
         Ok(link_of(&found) == Some(route.index)
-            && via == route.via
+            && gateway_of(&found) == route.via
             && found.header.destination_prefix_length == route.prefix)
     }
 
@@ -172,9 +180,42 @@ impl Netlink {
         Ok(None)
     }
 
+    /// A family's default route, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn default_route(&self, ipv4: bool) -> Result<Option<Route>, Error> {
+        let asked = if ipv4 { IpAddr::V4(ELSEWHERE) } else { IpAddr::V6(ELSEWHERE_V6) };
+        let found = self.way_to(asked, RouteFlags::FibMatch).await?;
+        let found = found.filter(|route| route.header.destination_prefix_length == 0);
+        let Some((found, index)) = found.as_ref().and_then(|route| Some((route, link_of(route)?))) else {
+            return Ok(None);
+        };
+        Ok(Some(Route { destination: any(asked), prefix: 0, via: gateway_of(found), index }))
+    }
+
+    /// Over which link what an own address sends leaves the node.
+    pub(crate) async fn way_from(&self, source: IpAddr) -> Result<Option<u32>, Error> {
+        let found = self.ask_way(elsewhere(source), Some(source), RouteFlags::empty()).await?;
+        Ok(found.as_ref().and_then(link_of))
+    }
+
     /// How the kernel would send to an address; `None` if it would not.
     async fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<RouteMessage>, Error> {
+        self.ask_way(address, None, flags).await
+    }
+
+    async fn ask_way(
+        &self,
+        address: IpAddr,
+        source: Option<IpAddr>,
+        flags: RouteFlags,
+    ) -> Result<Option<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
+        if let Some(source) = source {
+            message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
+            message.attributes.push(RouteAttribute::Source(source.into()));
+        }
         message.header.address_family = family(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message.header.flags = flags;
@@ -232,7 +273,7 @@ impl Netlink {
 }
 
 impl Route {
-    fn message(&self) -> RouteMessage {
+    pub(crate) fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let ipv4_on_link = self.destination.is_ipv4() && self.via.is_none();
         message.header = RouteHeader {
@@ -255,8 +296,20 @@ impl Route {
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(gateway) => address_of(gateway),
+        _ => None,
+    })
+}
+
+/// The unspecified address of a family.
+pub(crate) fn any(of_family: IpAddr) -> IpAddr {
+    if of_family.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 fn elsewhere(of_family: IpAddr) -> IpAddr {

@@ -58,7 +58,7 @@ fn a_link_is_what_ip_says() {
 #[test]
 fn the_list_of_veths_has_no_other_kind() {
     let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
-    ip(&host, "link add d0 type dummy");
+    ip(&host, "link add b0 type bridge");
     block_on(async {
         let (outside, inside, host_index, pod_index) = pair(&host, &pod).await.unwrap();
         let listed = outside.veths().await.unwrap();

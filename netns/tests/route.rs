@@ -210,3 +210,47 @@ fn only_routes_of_weft_count_as_routes_over_a_link() {
         assert!(outside.has_routes_over(index).await.unwrap(), "IPv6 alone");
     });
 }
+
+/// Two links, and the default route over the first: what is sent from the second's address leaves by the second.
+#[test]
+fn what_comes_from_an_address_leaves_by_its_link() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    let index = block_on(async {
+        let (_outside, inside, _, first) = wire(&host, &pod).await;
+        ip(&pod, "link add second type veth peer name other");
+        ip(&pod, "link set other up");
+        let second = inside.link(&"second".parse().unwrap()).await.unwrap().unwrap().index;
+        inside.set_up_silent(second).await.unwrap();
+        for (ipv4, own, gateway) in [(true, "10.2.0.2", "169.254.1.1"), (false, "fd00:2::2", "fe80::1")] {
+            let default = inside.default_route(ipv4).await.unwrap();
+            assert_eq!(default, Some(default_via(gateway, first)));
+            inside.add_address(second, address(own), if ipv4 { 32 } else { 128 }).await.unwrap();
+            let over_second = default_via(gateway, second);
+            assert!(!inside.add_route(&over_second).await.unwrap(), "there is a default route");
+            assert!(!inside.routes_source(address(own), second).await.unwrap());
+            for _ in 0..2 {
+                inside.route_source(address(own), Some(address(gateway)), second).await.unwrap();
+            }
+            assert!(inside.routes_source(address(own), second).await.unwrap());
+            assert!(!inside.routes_source(address(own), first).await.unwrap());
+        }
+        for own in ["10.1.0.2", "fd00:1::2"] {
+            assert!(inside.routes_source(address(own), first).await.unwrap(), "{own}");
+        }
+        second
+    });
+    for (family, own, to) in [("-4", "10.2.0.2", "203.0.113.1"), ("-6", "fd00:2::2", "2001:db8:1::1")] {
+        let way = ip(&pod, &format!("{family} route get {to} from {own}"));
+        assert_eq!(way[0]["dev"], "second", "{way}");
+        let rules = ip(&pod, &format!("{family} rule show pref 32000"));
+        assert_eq!(rules.as_array().unwrap().len(), 1, "{rules}");
+        assert_eq!(rules[0]["table"], (0x7700_0000 + index).to_string());
+    }
+    let bare = NetNs::create().unwrap();
+    block_on(async {
+        let inside = Netlink::open_in(&bare).unwrap();
+        for ipv4 in [true, false] {
+            assert_eq!(inside.default_route(ipv4).await.unwrap(), None);
+        }
+    });
+}
