@@ -8,14 +8,14 @@
 //! The pod's end has a /32 and a /128; its gateways 169.254.1.1 and fe80::1 exist only as permanent neighbours, and
 //! the host's end knows the pod as one too: no ARP, no neighbour discovery, no duplicate address detection.
 
-mod leftovers;
+mod links;
 
 use std::path::PathBuf;
 
 use futures_util::future::try_join;
 use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
-use weft_netns::{LinkName, NetNs, Netlink, Veth};
+use weft_netns::{NetNs, Netlink};
 
 use crate::asked::Asked;
 use crate::bandwidth::{self, Bandwidth};
@@ -24,7 +24,9 @@ use crate::error::all;
 use crate::failpoint::failpoint;
 use crate::nat;
 use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
-use crate::routes::{enable_forwarding, gateway, host_prefix, host_route, pod_routes};
+use crate::routes::{
+    destinations, enable_forwarding, gateway, host_prefix, host_route, make_route, part_sources, pod_routes,
+};
 use crate::state::{self, Ledger};
 use crate::turn::Turn;
 use crate::{fast_path, reconcile};
@@ -167,6 +169,7 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         Some(mtu) => mtu,
         None => host.default_route_mtu().await.map_err(kernel("find the MTU"))?.unwrap_or(DEFAULT_MTU),
     };
+    let destinations = destinations(request, netns).await?;
     let names = Names::of(&request.owner);
     let identity = netns.identity();
     ledger.reserve(&request.network, &request.asked.ips, &request.owner, |addresses| Record {
@@ -188,6 +191,7 @@ async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink)
         masquerade: nat::masquerade(&request.network, &addresses),
         ports: request.ports.clone(),
         addresses,
+        destinations,
         tombstone: None,
     })
 }
@@ -202,13 +206,16 @@ async fn wire(
 ) -> Result<(), Error> {
     enable_forwarding(&record.addresses)?;
     failpoint("forwarding");
-    record.host_index = create_veth(host, netns, record).await?;
+    record.host_index = links::create(host, netns, record).await?;
     failpoint("veth");
     let names = Names::of_record(record).map_err(kernel("read the MAC addresses"))?;
     bandwidth::limit(host, record, &names).await.map_err(kernel("limit the pod's bandwidth"))?;
     failpoint("limits");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
     try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
+    if ledger.owners_of(&record.container)?.len() > 1 || !record.destinations.is_empty() {
+        part_sources(&inside, record).await?;
+    }
     failpoint("routes");
     fast_path::take(config, record, &names);
     failpoint("fast-path");
@@ -218,31 +225,6 @@ async fn wire(
     ledger.write(record)?;
     failpoint("attached");
     Ok(())
-}
-
-/// Creates the pair; links that an earlier, killed attach of the same owner left are replaced, foreign ones are not.
-async fn create_veth(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
-    let step = "create the veth pair";
-    let parse = |text: &str| text.parse::<LinkName>().map_err(kernel(step));
-    let names = Names::of_record(record).map_err(kernel(step))?;
-    let veth = Veth {
-        name: names.link().map_err(kernel(step))?,
-        mac: names.host_mac,
-        mtu: record.mtu,
-        peer_name: parse(&record.interface)?,
-        peer_mac: names.mac,
-        peer_ns: netns,
-    };
-    let source = match host.create_veth(&veth).await {
-        Ok(index) => return Ok(index),
-        Err(source) if source.errno() == Some(nix::libc::EEXIST) => source,
-        Err(source) => return Err(Error::Kernel { step, source }),
-    };
-    if !leftovers::delete(host, netns, &veth).await? {
-        let (interface, netns) = (record.interface.clone(), record.netns.path.clone());
-        return Err(Error::Occupied { interface, netns, source });
-    }
-    host.create_veth(&veth).await.map_err(kernel(step))
 }
 
 /// Inside the pod: addresses, both links up, and the gateways as permanent neighbours behind two routes a family.
@@ -262,8 +244,8 @@ async fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
     let host_mac = record.host_mac.parse().map_err(kernel(step))?;
     for gateway in record.addresses.iter().map(gateway) {
         inside.replace_neighbour(link.index, gateway, host_mac).await.map_err(kernel(step))?;
-        for route in pod_routes(gateway, link.index) {
-            inside.replace_route(&route).await.map_err(kernel(step))?;
+        for route in pod_routes(record, gateway, link.index) {
+            make_route(inside, record, &route).await.map_err(kernel(step))?;
         }
     }
     Ok(())

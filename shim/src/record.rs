@@ -85,6 +85,10 @@ pub(crate) struct Record {
     /// Where the pod's addresses are hidden behind the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) masquerade: Option<Masquerade>,
+    /// What the pod reaches over the interface; empty if that is everything, as it is for the interface of the pod's
+    /// default route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) destinations: Vec<IpNet>,
     /// What of a detach went wrong. Such a record is a tombstone: its caller was told that the pod is detached, its
     /// leases stay taken while something of it may be left, and the next reconcile tries again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -309,6 +313,7 @@ mod tests {
             pod: PodName::default(),
             ports: Vec::new(),
             masquerade: None,
+            destinations: Vec::new(),
             tombstone: None,
         }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 use weft_hooks::PodEntry;
-use weft_netns::{LinkName, NetNs, Netlink};
+use weft_netns::{LinkName, NetNs, Netlink, Route};
 
 use crate::config::Config;
 use crate::fast_path;
@@ -90,8 +90,14 @@ async fn pod_side(inside: &Netlink, index: u32, address: IpAddr, record: &Record
         format!("address {address} in the pod")
     })?;
     let gateway = gateway(&address);
-    for route in pod_routes(gateway, index) {
-        let there = inside.has_route(&route).await.map_err(&looking)?;
+    if !record.destinations.is_empty() {
+        let there = inside.routes_source(address, index).await.map_err(&looking)?;
+        missing(there, || format!("route from {address} in the pod"))?;
+    }
+    // The default route of an interface that is not alone may have gone to `eth0`, which came later.
+    let may_lack = |route: &Route| route.prefix == 0 && !record.destinations.is_empty();
+    for route in pod_routes(record, gateway, index).iter().filter(|route| !may_lack(route)) {
+        let there = inside.has_route(route).await.map_err(&looking)?;
         missing(there, || format!("route {}/{} in the pod", route.destination, route.prefix))?;
     }
     let mac = record.host_mac.parse().map_err(&looking)?;

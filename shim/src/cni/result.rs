@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::conf::{Conf, Dns, VERSIONS};
 use crate::record::{Names, Record};
-use crate::routes::{gateway, host_prefix};
+use crate::routes::{gateway, host_prefix, pod_routes};
 
 /// What is spoken, in an answer of the version that was asked with.
 pub(super) fn versions(asked: String) -> Value {
@@ -17,7 +17,7 @@ pub(super) fn versions(asked: String) -> Value {
 pub(super) fn of(record: &Record, conf: &Conf) -> Value {
     let v0 = conf.version == "0.4.0";
     let ips: Vec<Value> = record.addresses.iter().map(|address| ip(*address, v0)).collect();
-    let routes: Vec<Value> = record.addresses.iter().map(route).collect();
+    let routes: Vec<Value> = record.addresses.iter().flat_map(|address| routes(record, address)).collect();
     let mut interfaces = vec![
         json!({ "name": record.host_link, "mac": record.host_mac }),
         json!({ "name": record.interface, "mac": record.mac, "sandbox": record.netns.path }),
@@ -47,9 +47,13 @@ fn ip(address: IpAddr, v0: bool) -> Value {
     ip
 }
 
-fn route(address: &IpAddr) -> Value {
-    let destination = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-    json!({ "dst": destination, "gw": gateway(address) })
+/// What is reached through an address's gateway.
+fn routes(record: &Record, address: &IpAddr) -> Vec<Value> {
+    let gateway = gateway(address);
+    let reached = pod_routes(record, gateway, 0).into_iter().filter(|route| route.via.is_some());
+    reached
+        .map(|route| json!({ "dst": format!("{}/{}", route.destination, route.prefix), "gw": gateway }))
+        .collect()
 }
 
 fn dns(dns: &Dns) -> Value {

@@ -10,5 +10,6 @@ mod cni;
 mod common;
 mod killed;
 mod network;
+mod networks;
 mod ports;
 mod reconcile;
