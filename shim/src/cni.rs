@@ -55,7 +55,7 @@ fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Fa
             Command::Add => add(&config, conf).await.map(Some),
             Command::Del => del(&config).await.map(|()| None),
             Command::Check => check(&config, conf).await.map(|()| None),
-            Command::Status => status(&config, &conf).map(|()| None),
+            Command::Status => status(&config, &conf).await.map(|()| None),
             Command::Gc => gc(&config, &conf).await.map(|()| None),
             Command::Version => Ok(None),
         }
@@ -105,17 +105,27 @@ fn owner_name(owner: &Owner) -> String {
 }
 
 /// Ready if an ADD would find the store and a free address of each family.
-fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
+async fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
     let network = conf.network(config)?;
     let ledger = Ledger::open(config)?;
-    let usages = ledger.view()?.usage(&network.ranges).map_err(|source| ledger.failed(source))?;
-    for ipv4 in [true, false] {
-        let mut family = usages.iter().filter(|usage| usage.subnet.addr().is_ipv4() == ipv4).peekable();
-        if family.peek().is_some() && family.all(|usage| usage.used >= usage.total) {
-            return Err(Failure::Full { network: network.name, family: if ipv4 { "IPv4" } else { "IPv6" } });
-        }
+    // Full of the dead? ADD would find out, but a node that is not ready gets no pods.
+    if full_family(&ledger, &network)?.is_some() {
+        reconcile::make_room(config, &network).await;
     }
-    Ok(())
+    match full_family(&ledger, &network)? {
+        Some(family) => Err(Failure::Full { network: network.name, family }),
+        None => Ok(()),
+    }
+}
+
+/// A family whose ranges are all leased.
+fn full_family(ledger: &Ledger, network: &pod::Network) -> Result<Option<&'static str>, Failure> {
+    let usages = ledger.view()?.usage(&network.ranges).map_err(|source| ledger.failed(source))?;
+    let is_full = |ipv4: bool| {
+        let mut family = usages.iter().filter(|usage| usage.subnet.addr().is_ipv4() == ipv4).peekable();
+        family.peek().is_some() && family.all(|usage| usage.used >= usage.total)
+    };
+    Ok([("IPv4", true), ("IPv6", false)].into_iter().find(|(_, ipv4)| is_full(*ipv4)).map(|(name, _)| name))
 }
 
 /// Detaches everything of this network that the runtime no longer knows, and removes what has no record.

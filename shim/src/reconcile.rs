@@ -29,7 +29,7 @@ use crate::record::{Record, State};
 use crate::state::Ledger;
 use crate::turn::Turn;
 
-pub(crate) use pressure::{FILES, when_full, when_low};
+pub(crate) use pressure::{FILES, make_room, when_full, when_low};
 
 /// What was found and done, or would be.
 #[derive(Debug, Default, Serialize)]
@@ -44,7 +44,8 @@ pub(crate) struct Report {
     pub(crate) links: Vec<String>,
     /// Addresses whose map entries had no record and were deleted.
     pub(crate) entries: Vec<IpAddr>,
-    /// Host ends without a record that carry traffic: their records are in another store, or were lost. Left alone.
+    /// Host ends without a record that carry traffic or are being made: their records are in another store, or were lost.
+    /// Left alone.
     pub(crate) foreign: Vec<String>,
     /// Attachments that could not be detached whole; the next reconcile tries again.
     pub(crate) tombstones: Vec<Gone>,

@@ -49,7 +49,7 @@ fn rows(report: &Report) -> Vec<[String; 4]> {
     let foreign = report
         .foreign
         .iter()
-        .map(|link| row("foreign", link, "-", "it has no record, but routes: left alone"));
+        .map(|link| row("foreign", link, "-", "it is of another store, or its record is lost: left alone"));
     let nat = report.nat_repaired.then(|| row("table", "inet weft", "-", "it was not as the records say"));
     let tombstones = report.tombstones.iter().map(|one| gone("tombstone", one));
     let failed = report.failed.iter().map(|what| row("failed", "-", "-", what));

@@ -44,12 +44,17 @@ pub(crate) async fn when_low(config: &Config, ledger: &Ledger, network: &Network
     told(network, reconciled);
 }
 
-/// Reconciles the network if `err` says that a dead pod may hold what an ADD needs: all addresses, or the one asked for. `true` if it may help to try again;
-/// if not, what the ADD has to tell is `err`.
+/// Reconciles the network if `err` says that a dead pod may hold what an ADD needs: all addresses, or the one asked for.
+/// `true` if it may help to try again; if not, what the ADD has to tell is `err`.
 pub(crate) async fn when_full(config: &Config, network: &Network, err: &Error) -> bool {
     let is_wanting =
         matches!(err, Error::Lease(weft_ipam::Error::Exhausted { .. } | weft_ipam::Error::Taken { .. }));
-    is_wanting && told(network, reconcile(config, network, FULL).await)
+    is_wanting && make_room(config, network).await
+}
+
+/// Reconciles a network that has no address left. `true` if there may be one now.
+pub(crate) async fn make_room(config: &Config, network: &Network) -> bool {
+    told(network, reconcile(config, network, FULL).await)
 }
 
 /// What goes wrong here goes wrong in `weft reconcile` too, which has nothing better to tell.

@@ -3,7 +3,7 @@
 //! Detach ends the record last, after map entries and routes, and with a namespace that is about to die it leaves the
 //! pair of links to that. So a host end without a record and without routes has been detached, and is deleted. One that
 //! weft's routes still lead to has not: its record is in another store, or was lost with the store, and its pod may
-//! live. It is named, and left alone.
+//! live. One that is down has not been attached yet, by somebody with another store. Both are named, and left alone.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -61,9 +61,10 @@ impl Strays {
     pub(super) async fn remove(self, run: &mut Run<'_>) {
         let mut live = HashSet::new();
         for link in &self.links {
-            match run.host.has_routes_over(link.index).await.map_err(kernel("look for routes to a stray")) {
-                Ok(false) => {}
-                Ok(true) => {
+            let routed = run.host.has_routes_over(link.index).await;
+            match routed.map_err(kernel("look for routes to a stray")) {
+                Ok(false) if link.up => {}
+                Ok(_) => {
                     live.insert(link.index);
                     run.report.foreign.push(link.name.clone());
                 }

@@ -261,6 +261,24 @@ fn a_pod_of_another_store_is_named_and_left_alone() {
     node.assert_empty();
 }
 
+/// The same before the routes are there: somebody makes it right now.
+#[test]
+fn a_pair_that_is_made_for_another_store_is_left_alone() {
+    let node = Node::new();
+    let add = stopped_at(&node, "veth");
+    let link = node.links();
+    let mut command = node.command(env!("CARGO_BIN_EXE_weft"));
+    command.args(["reconcile", "-o", "json"]).env("WEFT_RUN_DIR", node.dir.path().join("other"));
+    let report: Value = serde_json::from_slice(&node.run(&mut command, "").stdout).unwrap();
+    assert_eq!((&report["foreign"], &report["links"]), (&json!(link), &json!([])));
+    signal(&add, Signal::SIGCONT);
+    let output = add.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(pings(&node.host, "10.88.0.2"));
+    node.cni("DEL", "a", &conf());
+    node.assert_empty();
+}
+
 /// The pins say something that nobody understands: map entries can neither be read nor removed.
 fn break_pins(node: &Node) -> impl Fn() {
     let version = node.bpf().join("weft/version");
@@ -521,6 +539,25 @@ fn a_range_that_runs_low_is_freed_before_it_is_full_and_other_networks_are_not_l
     assert_eq!(freed(&node.reconcile(&[]).0), [("other", "its namespace is gone")]);
     for pod in containers(&node) {
         node.cni("DEL", &pod, &conf);
+    }
+    node.assert_empty();
+}
+
+/// A node that is not ready gets no pods, so no ADD would ever find out.
+#[test]
+fn a_network_full_of_dead_pods_is_ready() {
+    let node = Node::new();
+    let conf = with_range("10.88.0.0/29");
+    for n in 0..5 {
+        add(&node, &format!("p{n}"), &conf);
+    }
+    let full = node.cni("STATUS", "-", &conf).error();
+    assert_eq!(full, (50, "network test: every IPv4 address is in use: ".to_owned()));
+    dies(&node, &["p1", "p2"]);
+    wait_until("STATUS looks again", || node.cni("STATUS", "-", &conf).status.success());
+    assert_eq!(containers(&node), ["p0", "p3", "p4"]);
+    for n in [0, 3, 4] {
+        assert!(node.cni("DEL", &format!("p{n}"), &conf).status.success());
     }
     node.assert_empty();
 }
