@@ -60,3 +60,15 @@ fn gc_after_a_kill_at_any_step_leaves_nothing() {
         node.assert_empty();
     }
 }
+
+/// The record does not know the link's index yet, and the kernel has taken the link: the map entries go nevertheless.
+#[test]
+fn a_pod_on_the_fast_path_whose_link_has_gone_leaves_it() {
+    let node = Node::new();
+    killed_at(&node, "fast-path");
+    assert_eq!(node.map_entries(), 2);
+    node.remove_pod("a");
+    wait_until("the namespace is gone", || node.links().is_empty());
+    assert!(node.cni("DEL", "a", &conf()).status.success());
+    node.assert_empty();
+}
