@@ -6,6 +6,7 @@
 
 mod asked;
 mod bandwidth;
+mod campaign;
 mod cni;
 mod common;
 mod killed;
