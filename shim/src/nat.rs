@@ -94,7 +94,9 @@ fn refuse_taken(ledger: &Ledger, netfilter: &Netfilter, own: &[Placed]) -> Resul
         let has = |record: &&Record| {
             element::own(record).iter().any(|other| other.set == placed.set && other.element == there)
         };
-        if let Some(holder) = ledger.records()?.iter().filter(|record| is_published(record)).find(has) {
+        if let Some(holder) =
+            ledger.readable_records()?.iter().filter(|record| is_published(record)).find(has)
+        {
             return Err(Error::Taken { port, by: holder.to_string() }.into());
         }
     }
@@ -185,7 +187,8 @@ fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod::Error> {
         batch.add_table();
         batch.delete_table();
         batch.add_table();
-        let records = ledger.records()?;
+        // A pod of a newer version loses its ports with the table, but no other pod waits for it.
+        let records = ledger.readable_records()?;
         ruleset::build(&mut batch);
         for (chain, rules) in hiding(&records) {
             batch.add_chain(&chain, None);

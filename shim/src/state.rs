@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use weft_ipam::{Owner, ReadTxn, Store, WriteTxn};
 
 use crate::config::Config;
+use crate::error::chain;
 use crate::pod::{Error, Network};
 use crate::record::Record;
 
@@ -84,6 +85,16 @@ impl Ledger {
         let view = self.view()?;
         let bytes = view.record(owner).map_err(|source| self.failed(source))?;
         bytes.map(|bytes| Record::decode(owner, bytes).map_err(Error::from)).transpose()
+    }
+
+    /// The records that this version can read; of the others it cannot tell what belongs to them.
+    pub(crate) fn readable_records(&self) -> Result<Vec<Record>, Error> {
+        let view = self.view()?;
+        let rows = view.records().map_err(|source| self.failed(source))?;
+        let read = |(owner, bytes): &(Owner, &[u8])| {
+            Record::decode(owner, bytes).map_err(|err| log::warn!("{}", chain(&err))).ok()
+        };
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// All records of the node, in the order of their owners.
