@@ -12,10 +12,16 @@ RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
 
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
   iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck \
-  e2fsprogs erofs-utils qemu-system-x86 cpio kmod xz-utils zstd
+  e2fsprogs erofs-utils qemu-system-x86 cpio kmod xz-utils zstd systemd
 
+# What can be said of `make install`; packaging/install.sh has their meaning.
 DESTDIR ?=
 PREFIX ?= /usr/local
+CNI_BIN_DIR ?= /opt/cni/bin
+CNI_LINK_DIR ?=
+BIN_DIR ?= $(RELEASE)
+INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' CNI_BIN_DIR='$(CNI_BIN_DIR)' CNI_LINK_DIR='$(CNI_LINK_DIR)' BIN_DIR='$(BIN_DIR)' \
+  packaging/install.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm soak lint fmt bench install uninstall clean
@@ -75,7 +81,7 @@ test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default)
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh packaging/*.sh .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all
@@ -85,20 +91,11 @@ bench: build tools ## weft beside the reference, in one run; writes docs/benchma
 	CARGO_PROFILE_RELEASE_PANIC=unwind cargo build --release -q -p weft-conformance --bins
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) $(CARGO_TARGET_DIR)/release/bench
 
-install: ## put the binaries and their configuration below DESTDIR
-	install -D -m 755 $(RELEASE)/containerd-shim-weft-v1 $(DESTDIR)$(PREFIX)/bin/containerd-shim-weft-v1
-	install -D -m 755 $(RELEASE)/weft $(DESTDIR)$(PREFIX)/bin/weft
-	install -D -m 755 $(RELEASE)/weft-cni $(DESTDIR)/opt/cni/bin/weft
-	install -D -m 644 packaging/cni/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist
-	install -D -m 644 packaging/containerd/weft.toml $(DESTDIR)/etc/containerd/conf.d/weft.toml
-	install -D -m 644 packaging/containerd/weft-default.toml $(DESTDIR)$(PREFIX)/share/weft/weft-default.toml
-	install -D -m 644 packaging/weft/config.toml $(DESTDIR)/etc/weft/config.toml
+install: ## put the binaries, units and configuration below DESTDIR, by default into the running system
+	$(INSTALL) install
 
-uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(PREFIX)/bin/containerd-shim-weft-v1 $(DESTDIR)$(PREFIX)/bin/weft $(DESTDIR)/opt/cni/bin/weft \
-	  $(DESTDIR)/etc/cni/net.d/10-weft.conflist $(DESTDIR)/etc/containerd/conf.d/weft.toml \
-	  $(DESTDIR)$(PREFIX)/share/weft/weft-default.toml $(DESTDIR)/etc/weft/config.toml
-	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(PREFIX)/share/weft $(DESTDIR)/etc/weft
+uninstall: ## remove what install put there; configuration that was changed stays, and is named
+	$(INSTALL) uninstall
 
 clean: ## remove what was built here
 	cargo clean
