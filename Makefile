@@ -13,6 +13,8 @@ RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
 PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
   iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck \
   e2fsprogs erofs-utils qemu-system-x86 cpio kmod xz-utils zstd systemd
+# More of them for `make packages` and `make test-packages` alone.
+PACKAGING := rpm mmdebstrap systemd-container
 
 # What can be said of `make install`; packaging/install.sh has their meaning.
 DESTDIR ?=
@@ -24,7 +26,8 @@ INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' CNI_BIN_DIR='$(CNI_BIN_DIR)' C
   packaging/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm soak lint fmt bench install uninstall clean
+.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak lint fmt bench install uninstall \
+  packages clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -35,10 +38,15 @@ owned:
 	  mkdir -p $(CARGO_TARGET_DIR) && find $(CARGO_TARGET_DIR) -path '*/.fingerprint/weft-*' -prune -exec rm -rf {} + && \
 	  echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/checkout; fi
 
-deps: owned ## install the Debian packages that building and testing need (as root)
-	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>&1 | grep -v ' installed$$'); \
+# What of $(1) is not installed.
+define apt
+	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(1) 2>&1 | grep -v ' installed$$'); \
 	if [ -n "$$missing" ]; then \
-	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); fi
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(1); fi
+endef
+
+deps: owned ## install the Debian packages that building and testing need (as root)
+	$(call apt,$(PACKAGES))
 
 tools: deps ## build containerd, runc, crictl, critest and the CNI plugins that the tests run against
 	conformance/tools/build.sh
@@ -81,7 +89,7 @@ test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default)
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh packaging/*.sh .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh packaging/*.sh packaging/deb/p* .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all
@@ -96,6 +104,14 @@ install: ## put the binaries, units and configuration below DESTDIR, by default 
 
 uninstall: ## remove what install put there; configuration that was changed stays, and is named
 	$(INSTALL) uninstall
+
+packages: build ## a deb and an rpm of the built binaries
+	$(call apt,$(PACKAGING))
+	packaging/packages.sh $(BIN_DIR) $(CARGO_TARGET_DIR)/packages
+
+test-packages: packages tools ## the deb and the rpm in clean roots, and on a node that systemd boots
+	WEFT_BIN_DIR=$(BIN_DIR) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) WEFT_ROOT=$$(conformance/tools/root/build.sh) \
+	  cargo test -p weft-conformance --test packaging -- --include-ignored
 
 clean: ## remove what was built here
 	cargo clean
