@@ -51,15 +51,8 @@ pub fn reference_conflist(dir: &Path) -> Value {
     })
 }
 
-/// weft's network, with all it can do switched on.
+/// weft's network, as it is installed.
 pub fn weft_conflist() -> Value {
-    json!({
-        "cniVersion": "1.1.0",
-        "name": "weft",
-        "plugins": [{
-            "type": "weft",
-            "ranges": [{ "subnet": "10.88.0.0/16" }, { "subnet": "fd00:88::/64" }],
-            "capabilities": { "portMappings": true, "bandwidth": true, "dns": true },
-        }],
-    })
+    let shipped = include_str!("../../packaging/cni/10-weft.conflist");
+    serde_json::from_str(shipped).expect("the configuration that is installed is JSON")
 }
