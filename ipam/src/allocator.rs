@@ -40,6 +40,22 @@ pub struct Usage {
     pub cooling: u128,
 }
 
+/// How full the addresses between two are, of which some has been leased since the boot: a range in use, whether or not the
+/// configuration still has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fill {
+    /// The first address of the range.
+    pub first: IpAddr,
+    /// The last one.
+    pub last: IpAddr,
+    /// Addresses that may be leased.
+    pub total: u128,
+    /// How many of them are leased; the others are free.
+    pub used: u128,
+    /// How many of the free ones were freed so recently that others are preferred.
+    pub cooling: u128,
+}
+
 /// An address that was chosen, and the pool that it is in.
 pub(crate) struct Pick {
     pub(crate) pool: Pool,
@@ -75,6 +91,41 @@ impl ReadTxn<'_> {
             Ok(Usage { subnet: range.subnet(), total: range.capacity(), used, cooling })
         };
         ranges.iter().map(usage).collect()
+    }
+
+    /// How full every range is that was leased from since the boot, in the order of their addresses, IPv4 first.
+    ///
+    /// # Errors
+    /// As of [`ReadTxn::usage`].
+    pub fn fills(&self) -> Result<Vec<Fill>, Error> {
+        let now = now()?;
+        let fill = |pool: Pool| {
+            let Span { family, first, last, .. } = pool.span;
+            let at = |ip| address(family, ip).ok_or_else(|| Table::Pool.damaged(&pool.key()));
+            Ok(Fill {
+                first: at(first)?,
+                last: at(last)?,
+                total: pool.span.len(),
+                used: pool.leased.into(),
+                cooling: (pool.tail - self.first_warm(&pool, now)?).into(),
+            })
+        };
+        self.pools(|_| true)?.into_iter().map(fill).collect()
+    }
+
+    /// Every leased address and whose it is, in their order, IPv4 first: the leases from the other end.
+    ///
+    /// # Errors
+    /// [`Error::Transaction`], [`Error::Damaged`].
+    pub fn holders(&self) -> Result<Vec<(IpAddr, Owner)>, Error> {
+        let mut holders = Vec::new();
+        for row in self.rows_under(&[Table::Address as u8])? {
+            let (key, value) = row?;
+            if let Address::Leased(owner) = Address::decode(key, value)? {
+                holders.push((Address::at(key)?, owner));
+            }
+        }
+        Ok(holders)
     }
 
     fn cooled(&self, freed: &Freed, now: u64) -> bool {

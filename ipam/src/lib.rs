@@ -17,7 +17,7 @@ mod range;
 mod row;
 mod store;
 
-pub use allocator::Usage;
+pub use allocator::{Fill, Usage};
 pub use error::Error;
 pub use lease::{Lease, Owner};
 pub use range::{Family, Range, RangeError, RangeSpec};

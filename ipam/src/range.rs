@@ -212,6 +212,13 @@ impl Range {
         self.span.len()
     }
 
+    /// The first and the last address that may be leased.
+    #[must_use]
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        let at = |bits| address(self.span.family, bits).unwrap_or(self.gateway);
+        (at(self.span.first), at(self.span.last))
+    }
+
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }

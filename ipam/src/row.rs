@@ -251,9 +251,14 @@ impl Address {
 
     /// The number in the key of an address row.
     pub(crate) fn ip(key: &[u8]) -> Result<u128, Error> {
+        Self::at(key).map(bits)
+    }
+
+    /// The address in the key of an address row.
+    pub(crate) fn at(key: &[u8]) -> Result<IpAddr, Error> {
         let mut reader = Reader(key.get(1..).unwrap_or_default());
         let ip = reader.address().filter(|_| reader.0.is_empty());
-        ip.map(bits).ok_or_else(|| Table::Address.damaged(key))
+        ip.ok_or_else(|| Table::Address.damaged(key))
     }
 }
 
