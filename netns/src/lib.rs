@@ -8,6 +8,7 @@
 //! Nothing here knows of pods, CNI or containerd.
 
 mod conntrack;
+mod counters;
 mod error;
 mod ifb;
 mod link;
@@ -22,6 +23,7 @@ mod source;
 pub mod sysctl;
 
 pub use conntrack::{Connection, Flows};
+pub use counters::{LinkCounters, Traffic};
 pub use error::Error;
 pub use link::{Link, Veth};
 pub use name::{LinkName, Mac};

@@ -135,3 +135,30 @@ fn a_socket_ends_with_its_last_owner() {
         })
         .unwrap();
 }
+
+#[test]
+fn counters_are_those_that_ip_shows() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    block_on(async {
+        let (outside, inside, host_index, pod_index) = pair(&host, &pod).await.unwrap();
+        inside.set_up(pod_index).await.unwrap();
+        outside.set_up(host_index).await.unwrap();
+        inside.add_address(pod_index, "192.0.2.2".parse().unwrap(), 24).await.unwrap();
+        outside.add_address(host_index, "192.0.2.1".parse().unwrap(), 24).await.unwrap();
+        assert!(common::pings(&pod, "192.0.2.1"));
+        let shown = |direction: &str| {
+            let shown = ip(&host, "-s link show veth0")[0]["stats64"][direction].clone();
+            (shown["packets"].as_u64().unwrap(), shown["bytes"].as_u64().unwrap())
+        };
+        let counters = outside.link_counters(&"veth0".parse().unwrap()).await.unwrap().unwrap();
+        assert!(
+            counters.received.packets >= 2,
+            "an echo request and a question for the address: {counters:?}"
+        );
+        assert_eq!((counters.received.dropped, counters.received.errors), (0, 0));
+        let (packets, bytes) = shown("rx");
+        assert!(packets >= counters.received.packets && bytes >= counters.received.bytes);
+        assert!(shown("tx").0 >= counters.sent.packets && counters.sent.packets >= 2);
+        assert_eq!(outside.link_counters(&"veth1".parse().unwrap()).await.unwrap(), None);
+    });
+}
