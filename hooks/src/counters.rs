@@ -34,8 +34,11 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Read the counters pinned in `dir`.
-    pub(crate) fn read(dir: &Path) -> Result<Self, Error> {
+    /// Read the counters pinned in `dir`. Changes nothing, unlike opening a [`FastPath`](crate::FastPath), which upgrades.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn read(dir: &Path) -> Result<Self, Error> {
         let map = MapData::from_pin(dir.join(COUNTERS)).map_err(Error::map("open", COUNTERS))?;
         let map = Map::from_map_data(map).map_err(Error::map("open", COUNTERS))?;
         let map: PerCpuArray<MapData, Value> = map.try_into().map_err(Error::map("open", COUNTERS))?;
