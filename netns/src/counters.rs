@@ -29,9 +29,7 @@ pub struct Traffic {
 }
 
 impl Netlink {
-    /// What went over the link of that name, if there is one (`IFLA_STATS64`, rtnetlink(7)). Of a pod's veth the host's end
-    /// counts the pod's whole traffic, with the directions reversed: from Linux 6.7 on also what a program handed to the
-    /// other end (`veth_get_stats64` in drivers/net/veth.c).
+    /// What went over the link of that name, if there is one (`IFLA_STATS64`, rtnetlink(7)).
     ///
     /// # Errors
     /// [`Error::Netlink`].

@@ -5,7 +5,7 @@
 //! Nothing else is ever printed there, and nothing waits for a daemon.
 
 mod bandwidth;
-mod check;
+pub(crate) mod check;
 mod conf;
 mod env;
 mod error;

@@ -60,6 +60,8 @@ enum Error {
     Remove { path: std::path::PathBuf, source: io::Error },
     #[error("serve on {path}")]
     Serve { path: std::path::PathBuf, source: io::Error },
+    #[error("open the node's network namespace")]
+    Namespace(#[from] weft_netns::Error),
     #[error("serve requests")]
     Server(#[from] ttrpc::Error),
     #[error("print the answer")]

@@ -11,7 +11,6 @@ mod delete;
 mod given_up;
 mod info;
 mod logger;
-mod peers;
 mod server;
 mod socket;
 
@@ -40,6 +39,8 @@ enum Error {
     File { op: &'static str, path: PathBuf, source: io::Error },
     #[error("{op}")]
     System { op: &'static str, source: Errno },
+    #[error("open the node's network namespace")]
+    Namespace { source: weft_netns::Error },
     #[error("{op}")]
     Message { op: &'static str, source: protobuf::Error },
     #[error("parse {}", path.display())]

@@ -18,6 +18,7 @@ pub(crate) mod memory;
 pub(crate) mod nat;
 pub(crate) mod network;
 pub(crate) mod oci;
+pub(crate) mod peers;
 pub(crate) mod pod;
 pub(crate) mod reaper;
 pub(crate) mod reconcile;

@@ -1,20 +1,37 @@
-//! The service `weft.network.v1.PodNetwork`: what the store says about attachments, over ttrpc.
+//! The service `weft.network.v1.PodNetwork` (proto/network.proto): what the store, the kernel and the programs say about
+//! attachments, and attaching and detaching them, over ttrpc.
+//!
+//! Each call is a function of a file of its own; here they meet the protocol. The `weft` command calls the same functions where
+//! nobody serves.
+
+mod answer;
+mod attach;
+mod error;
+pub(crate) mod list;
+pub(crate) mod node;
+pub(crate) mod stats;
+pub(crate) mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use ttrpc::Code;
-use ttrpc::r#async::{Service, TtrpcContext};
+use ttrpc::r#async::{ServerStreamSender, Service, TtrpcContext};
 use weft_ipam::Owner;
+use weft_netns::NetNs;
 
+use crate::cni::check;
 use crate::config::Config;
-use crate::error::status;
+use crate::error::{chain, status};
 use crate::pod;
 use crate::proto::network as api;
 use crate::proto::network_ttrpc::{PodNetwork, create_pod_network};
-use crate::record::{self, DataPath, Record, State};
+use crate::record::{Record, State};
 use crate::state::Ledger;
+use answer::attachment;
+pub(crate) use error::Error;
+use error::{invalid, refused};
 
 /// Where the request names no interface.
 const DEFAULT_INTERFACE: &str = "eth0";
@@ -23,6 +40,8 @@ const DEFAULT_INTERFACE: &str = "eth0";
 struct Server {
     config: Arc<Config>,
     scope: Scope,
+    /// The node's network namespace, which a shim leaves for its pod's.
+    home: NetNs,
 }
 
 /// Whose attachments are answered for.
@@ -34,91 +53,166 @@ pub(crate) enum Scope {
     Container(String),
 }
 
-/// The service, ready to be registered with a server.
-pub(crate) fn service(config: Arc<Config>, scope: Scope) -> HashMap<String, Service> {
-    create_pod_network(Arc::new(Server { config, scope }))
-}
-
-impl Server {
-    fn sees(&self, container: &str) -> bool {
-        match &self.scope {
+impl Scope {
+    pub(crate) fn sees(&self, container: &str) -> bool {
+        match self {
             Scope::Node => true,
             Scope::Container(own) => own == container,
         }
     }
-
-    fn find(&self, container: &str, interface: &str) -> ttrpc::Result<Record> {
-        let owner = Owner::new(container, interface).map_err(|err| status(Code::INVALID_ARGUMENT, &err))?;
-        let absent = || {
-            let text = format!("interface {interface} of container {container} is not attached");
-            ttrpc::error::get_rpc_status(Code::NOT_FOUND, text)
-        };
-        if !self.sees(container) {
-            return Err(absent());
-        }
-        Ledger::open(&self.config).and_then(|ledger| ledger.read(&owner)).map_err(failed)?.ok_or_else(absent)
-    }
 }
 
-fn failed(err: pod::Error) -> ttrpc::Error {
-    let newer = matches!(
-        err,
-        pod::Error::Record(record::Error::Newer { .. })
-            | pod::Error::Store { source: weft_ipam::Error::NewerFormat { .. }, .. }
-    );
-    status(if newer { Code::FAILED_PRECONDITION } else { Code::INTERNAL }, &err)
+/// The service, ready to be registered with a server. Called while the thread is in the node's network namespace.
+///
+/// # Errors
+/// If that cannot be opened.
+pub(crate) fn service(
+    config: Arc<Config>,
+    scope: Scope,
+) -> Result<HashMap<String, Service>, weft_netns::Error> {
+    let home = NetNs::current()?;
+    Ok(create_pod_network(Arc::new(Server { config, scope, home })))
+}
+
+impl Server {
+    fn owner(&self, container: &str, interface: &str) -> ttrpc::Result<Owner> {
+        let interface = if interface.is_empty() { DEFAULT_INTERFACE } else { interface };
+        Owner::new(container, interface).map_err(|err| status(Code::INVALID_ARGUMENT, &err))
+    }
+
+    fn find(&self, container: &str, interface: &str) -> ttrpc::Result<Record> {
+        let owner = self.owner(container, interface)?;
+        let absent = || {
+            let text = format!("interface {} of container {container} is not attached", owner.interface());
+            ttrpc::error::get_rpc_status(Code::NOT_FOUND, text)
+        };
+        if !self.scope.sees(container) {
+            return Err(absent());
+        }
+        Ledger::open(&self.config).and_then(|ledger| ledger.read(&owner)).map_err(refused)?.ok_or_else(absent)
+    }
+
+    fn page(&self, filter: &api::Filter, size: u32, token: &str) -> ttrpc::Result<list::Page> {
+        let records = Ledger::open(&self.config).and_then(|ledger| ledger.records()).map_err(refused)?;
+        let seen = records.into_iter().filter(|record| self.scope.sees(&record.container)).collect();
+        list::page(seen, filter, size, token).map_err(|err| status(Code::INVALID_ARGUMENT, &err))
+    }
+
+    /// A shim's thread is in its pod's namespace, so what asks the node's links does it on a thread that enters the node's. In `weft
+    /// serve`, which never leaves, it is done here.
+    async fn at_home<T: Send>(&self, work: impl Future<Output = T> + Send) -> ttrpc::Result<T> {
+        match self.scope {
+            Scope::Node => Ok(work.await),
+            Scope::Container(_) => {
+                let run = || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+                    runtime.map(|runtime| runtime.block_on(work))
+                };
+                let done = self.home.run(run).map_err(|err| status(Code::INTERNAL, &err))?;
+                done.map_err(|err| status(Code::INTERNAL, &err))
+            }
+        }
+    }
+
+    /// containerd attaches and detaches the pod of a shim.
+    fn changes_pods(&self) -> ttrpc::Result<()> {
+        match self.scope {
+            Scope::Node => Ok(()),
+            Scope::Container(_) => {
+                let text = "a shim attaches and detaches nothing for clients: ask weft serve".to_owned();
+                Err(ttrpc::error::get_rpc_status(Code::UNIMPLEMENTED, text))
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl PodNetwork for Server {
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        request: api::AttachRequest,
+    ) -> ttrpc::Result<api::AttachResponse> {
+        self.changes_pods()?;
+        let owner = self.owner(&request.container_id, &request.interface)?;
+        let request = attach::request(&self.config, owner, request).map_err(|err| invalid(&err))?;
+        let config = Arc::clone(&self.config);
+        // Of its own: what a deadline cuts short is the answer, not the deed.
+        let done = tokio::spawn(async move { pod::attach(&config, &request).await }).await;
+        let record = done.map_err(|err| status(Code::INTERNAL, &err))?.map_err(refused)?;
+        Ok(api::AttachResponse { attachment: Some(attachment(record)).into(), ..Default::default() })
+    }
+
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        request: api::DetachRequest,
+    ) -> ttrpc::Result<api::DetachResponse> {
+        self.changes_pods()?;
+        // Checks the names even where all interfaces are meant.
+        let owner = self.owner(&request.container_id, &request.interface)?;
+        let config = Arc::clone(&self.config);
+        let links = if request.namespace_ends { pod::Links::DieWithNamespace } else { pod::Links::Delete };
+        let done = tokio::spawn(async move {
+            match request.interface.is_empty() {
+                true => pod::detach_all(&config, owner.container(), links).await,
+                false => pod::detach(&config, &owner, links).await,
+            }
+        });
+        let done = done.await.map_err(|err| status(Code::INTERNAL, &err))?;
+        done.map_err(|err| status(Code::INTERNAL, &err))?;
+        Ok(api::DetachResponse::new())
+    }
+
+    async fn check(&self, _: &TtrpcContext, request: api::CheckRequest) -> ttrpc::Result<api::CheckResponse> {
+        let record = self.find(&request.container_id, &request.interface)?;
+        let deviations = match record.state {
+            State::Attaching => vec!["the attach has not come to its end".to_owned()],
+            State::Detaching => vec!["the detach has not come to its end".to_owned()],
+            State::Attached => {
+                let checked = self.at_home(check::whole(&self.config, &record)).await?;
+                checked.err().map(|deviation| chain(&deviation)).into_iter().collect()
+            }
+        };
+        Ok(api::CheckResponse { deviations, ..Default::default() })
+    }
+
     async fn status(
         &self,
         _: &TtrpcContext,
         request: api::StatusRequest,
     ) -> ttrpc::Result<api::StatusResponse> {
-        let interface = if request.interface.is_empty() { DEFAULT_INTERFACE } else { &request.interface };
-        let record = self.find(&request.container_id, interface)?;
-        let attachment = Some(attachment(record)).into();
-        Ok(api::StatusResponse { attachment, ..Default::default() })
+        let record = self.find(&request.container_id, &request.interface)?;
+        Ok(api::StatusResponse { attachment: Some(attachment(record)).into(), ..Default::default() })
     }
 
-    async fn list(&self, _: &TtrpcContext, _: api::ListRequest) -> ttrpc::Result<api::ListResponse> {
-        let records = Ledger::open(&self.config).and_then(|ledger| ledger.records()).map_err(failed)?;
-        let attachments =
-            records.into_iter().filter(|record| self.sees(&record.container)).map(attachment).collect();
-        Ok(api::ListResponse { attachments, ..Default::default() })
+    async fn list(&self, _: &TtrpcContext, request: api::ListRequest) -> ttrpc::Result<api::ListResponse> {
+        let page = self.page(&request.filter, request.page_size, &request.page_token)?;
+        let attachments = page.records.into_iter().map(attachment).collect();
+        Ok(api::ListResponse { attachments, next_page_token: page.next, ..Default::default() })
     }
-}
 
-fn attachment(record: Record) -> api::Attachment {
-    api::Attachment {
-        container_id: record.container,
-        interface: record.interface,
-        network: record.network,
-        state: match record.state {
-            State::Attaching => api::State::ATTACHING,
-            State::Attached => api::State::ATTACHED,
-            State::Detaching => api::State::DETACHING,
-        }
-        .into(),
-        addresses: record.addresses.iter().map(ToString::to_string).collect(),
-        netns_path: record.netns.path.to_string_lossy().into_owned(),
-        netns_device: record.netns.dev,
-        netns_inode: record.netns.inode,
-        host_link: record.host_link,
-        host_index: record.host_index,
-        mac: record.mac,
-        host_mac: record.host_mac,
-        mtu: record.mtu,
-        data_path: match record.data_path {
-            DataPath::Redirect => api::DataPath::REDIRECT,
-            DataPath::Routing => api::DataPath::ROUTING,
-        }
-        .into(),
-        data_path_reason: record.data_path_reason.unwrap_or_default(),
-        pod_namespace: record.pod.namespace,
-        pod_name: record.pod.name,
-        pod_uid: record.pod.uid,
-        ..Default::default()
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let page = self.page(&request.filter, request.page_size, &request.page_token)?;
+        let stats = self.at_home(stats::of_all(&page.records)).await?;
+        let stats = stats.map_err(|err| status(Code::INTERNAL, &err))?;
+        Ok(api::StatsResponse { stats, next_page_token: page.next, ..Default::default() })
+    }
+
+    async fn watch(
+        &self,
+        context: &TtrpcContext,
+        request: api::WatchRequest,
+        events: ServerStreamSender<api::WatchResponse>,
+    ) -> ttrpc::Result<()> {
+        watch::tell(&self.config, &self.scope, &request.filter, context.timeout_nano, &events).await
+    }
+
+    async fn node_status(
+        &self,
+        _: &TtrpcContext,
+        _: api::NodeStatusRequest,
+    ) -> ttrpc::Result<api::NodeStatusResponse> {
+        node::status(&self.config).map_err(|err| err.status())
     }
 }

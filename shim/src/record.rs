@@ -4,6 +4,7 @@
 //! `{"version":1,"state":"attached","container":…,"interface":"eth0","network":…,"netns":{…},"addresses":[…],…}`.
 //! Fields may be added within a version; a reader that finds a higher version touches nothing.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -53,6 +54,9 @@ pub(crate) struct PodName {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
+    /// What the caller wants it to be found by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// One interface of one pod.

@@ -59,7 +59,7 @@ pub(crate) async fn attach(
     let netns = pin_path(config, namespace, id);
     entry["path"] = netns.to_string_lossy().into();
     make_namespace(&netns)?;
-    let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), uid: String::new() };
+    let pod = PodName { namespace: namespace.to_owned(), name: id.to_owned(), ..PodName::default() };
     let (bandwidth, ports) = (Bandwidth::default(), Vec::new());
     let request = Request { owner, netns, network, asked, bandwidth, pod, ports };
     if let Err(err) = pod::attach(config, &request).await {

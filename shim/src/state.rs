@@ -111,6 +111,14 @@ impl Ledger {
         Ok(rows.into_iter().map(|(owner, _)| owner).collect())
     }
 
+    /// The bytes of all records after the last commit that has been begun: waits for one in progress.
+    pub(crate) fn settled(&self) -> Result<Vec<(Owner, Vec<u8>)>, Error> {
+        let txn = self.store.write().map_err(|source| self.failed(source))?;
+        let view = txn.reader();
+        let rows = view.records().map_err(|source| self.failed(source))?;
+        Ok(rows.into_iter().map(|(owner, bytes)| (owner, bytes.to_vec())).collect())
+    }
+
     /// The interfaces of one container.
     pub(crate) fn owners_of(&self, container: &str) -> Result<Vec<Owner>, Error> {
         let view = self.view()?;

@@ -48,7 +48,7 @@ pub(super) fn same_as_reported(record: &Record, prev_result: Option<&Value>) -> 
 }
 
 /// Both ends, their addresses, neighbours and routes, and the fast path.
-pub(super) async fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
+pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
     let netns = NetNs::open(&record.netns.path).map_err(looking("the pod's namespace"))?;
     if netns.identity() != record.identity() {
         let what = format!("namespace {}", record.netns.path.display());

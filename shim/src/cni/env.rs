@@ -73,6 +73,7 @@ impl Env {
             namespace: value("K8S_POD_NAMESPACE"),
             name: value("K8S_POD_NAME"),
             uid: value("K8S_POD_UID"),
+            ..PodName::default()
         }
     }
 
@@ -130,7 +131,12 @@ mod tests {
         let env = env(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u",
         );
-        let pod = PodName { namespace: "default".into(), name: "web".into(), uid: "u".into() };
+        let pod = PodName {
+            namespace: "default".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            ..PodName::default()
+        };
         assert_eq!(env.pod(), pod);
         assert_eq!(env.links(), Links::DieWithNamespace);
     }

@@ -14,6 +14,7 @@ use super::Error;
 use crate::config::Config;
 use crate::nat;
 use crate::network::{self, Scope};
+use crate::peers::Peers;
 use crate::signals::Signals;
 
 /// Serves on `<run_dir>/weft.sock`, mode 0600: whoever may read the store may connect.
@@ -23,8 +24,10 @@ pub(super) async fn run(config: Config) -> Result<(), Error> {
     let listener = listen(&path).and_then(tokio::net::UnixListener::from_std).map_err(failed)?;
     let end = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed)?;
     let config = Arc::new(config);
-    let service = network::service(Arc::clone(&config), Scope::Node);
-    let mut server = Server::new().add_listener(Listener::from(listener)).register_service(service);
+    let service = network::service(Arc::clone(&config), Scope::Node)?;
+    let mut server = Server::new()
+        .add_listener(Listener::new(Peers::default().accept(listener)))
+        .register_service(service);
     server.start().await?;
     tokio::select! {
         ended = end.next() => drop(ended.map_err(failed)?),

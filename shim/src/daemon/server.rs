@@ -14,17 +14,17 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service};
 
 use super::args::Args;
-use super::peers::Peers;
 use super::{Error, io_error, logger, socket};
 use crate::config::Config;
 use crate::error::chain;
 use crate::events::Events;
 use crate::network::{self, Scope};
+use crate::peers::Peers;
 use crate::reaper::{self, Reaper};
 use crate::sandbox::{self, Sandbox};
 use crate::signals::Signals;
@@ -105,6 +105,7 @@ async fn run(
     let owner = sandbox::Owner { namespace: args.namespace.clone(), id: args.id.clone() };
     let events = Arc::new(Events::start(std::env::var("TTRPC_ADDRESS").ok().as_deref(), &args.namespace));
     let network = network::service(Arc::clone(&config), Scope::Container(args.id.clone()));
+    let network = network.map_err(|source| Error::Namespace { source })?;
     let sandbox = Sandbox::new(Arc::clone(&config), owner, Arc::clone(&reaper), Arc::clone(&idle));
     let tasks = Arc::new(Tasks::default());
     let context = TaskContext {
@@ -164,7 +165,7 @@ async fn until_idle(
     is_forgotten: impl Fn() -> bool,
 ) -> Result<(), Error> {
     let signals = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(io_error("watch for signals"))?;
-    let mut alone = pin!(alone(peers));
+    let mut alone = pin!(peers.away_for(WELCOME));
     loop {
         tokio::select! {
             () = idle.notified() => if nothing_left() { return Ok(()) },
@@ -172,7 +173,7 @@ async fn until_idle(
                 if nothing_left() || is_forgotten() {
                     return Ok(());
                 }
-                alone.set(self::alone(peers));
+                alone.set(peers.away_for(WELCOME));
             }
             signal = signals.next() => {
                 let signal = signal.map_err(io_error("watch for signals"))?;
@@ -189,16 +190,5 @@ async fn end_lost_input(peers: &Peers, tasks: &Tasks) {
         peers.closed().await;
         tasks.close_input_of_execs();
         peers.opened().await;
-    }
-}
-
-/// Waits until nobody is connected, and a while later still nobody.
-async fn alone(peers: &Peers) {
-    loop {
-        peers.closed().await;
-        sleep(WELCOME).await;
-        if peers.are_none() {
-            return;
-        }
     }
 }

@@ -15,19 +15,19 @@ use ttrpc::context::with_duration;
 use weft_shim::api::network::{DataPath, ListRequest, State, StatusRequest};
 use weft_shim::api::network_ttrpc::PodNetworkClient;
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-async fn connect(socket: &Path) -> PodNetworkClient {
+pub(crate) async fn connect(socket: &Path) -> PodNetworkClient {
     PodNetworkClient::new(Client::connect(&format!("unix://{}", socket.display())).await.unwrap())
 }
 
-fn soon() -> ttrpc::context::Context {
+pub(crate) fn soon() -> ttrpc::context::Context {
     with_duration(std::time::Duration::from_secs(10) * crate::common::slowness())
 }
 
-fn code<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> (Code, String) {
+pub(crate) fn code<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> (Code, String) {
     match answer.unwrap_err() {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
         err => panic!("no status: {err}"),
@@ -38,11 +38,11 @@ fn status_of(container_id: &str) -> StatusRequest {
     StatusRequest { container_id: container_id.into(), ..Default::default() }
 }
 
-fn spawn(node: &Node, command: &mut Command) -> Child {
+pub(crate) fn spawn(node: &Node, command: &mut Command) -> Child {
     node.host.run(|| command.spawn().unwrap()).unwrap()
 }
 
-fn end(mut process: Child, signal: Signal) {
+pub(crate) fn end(mut process: Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), signal).unwrap();
     process.wait().unwrap();
 }

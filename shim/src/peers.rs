@@ -7,19 +7,21 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// The open connections.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Peers(Arc<watch::Sender<usize>>);
+pub(crate) struct Peers(Arc<watch::Sender<usize>>);
 
 impl Peers {
     /// The connections that come in. Those of another user are closed at once.
-    pub(super) fn accept(
+    pub(crate) fn accept(
         &self,
         listener: UnixListener,
     ) -> impl Stream<Item = io::Result<Peer>> + Send + use<> {
@@ -41,9 +43,18 @@ impl Peers {
         Peer { stream, peers: self.clone() }
     }
 
-    /// Whether nobody is connected now.
-    pub(super) fn are_none(&self) -> bool {
-        *self.0.borrow() == 0
+    /// Waits until nobody has been connected for so long.
+    pub(crate) async fn away_for(&self, long: Duration) {
+        let mut open = self.0.subscribe();
+        loop {
+            self.closed().await;
+            open.mark_unchanged();
+            tokio::select! {
+                () = sleep(long) => return,
+                // The sender is ours, so the wait cannot fail.
+                changed = open.changed() => drop(changed),
+            }
+        }
     }
 
     /// Waits until somebody is connected.
@@ -54,7 +65,7 @@ impl Peers {
     }
 
     /// Waits until all have been closed.
-    pub(super) async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         let mut open = self.0.subscribe();
         // The sender is ours, so the wait cannot fail.
         drop(open.wait_for(|open| *open == 0).await);
@@ -63,7 +74,7 @@ impl Peers {
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(crate) struct Peer {
     stream: UnixStream,
     peers: Peers,
 }

@@ -1,0 +1,42 @@
+//! A record as the protocol tells it.
+
+use crate::proto::network as api;
+use crate::record::{DataPath, Record, State};
+
+/// One record.
+pub(super) fn attachment(record: Record) -> api::Attachment {
+    // A record that was read can be written; were it otherwise, the fields still tell it.
+    let text = serde_json::to_string(&record).unwrap_or_default();
+    api::Attachment {
+        container_id: record.container,
+        interface: record.interface,
+        network: record.network,
+        state: match record.state {
+            State::Attaching => api::State::ATTACHING,
+            State::Attached => api::State::ATTACHED,
+            State::Detaching => api::State::DETACHING,
+        }
+        .into(),
+        addresses: record.addresses.iter().map(ToString::to_string).collect(),
+        netns_path: record.netns.path.to_string_lossy().into_owned(),
+        netns_device: record.netns.dev,
+        netns_inode: record.netns.inode,
+        host_link: record.host_link,
+        host_index: record.host_index,
+        mac: record.mac,
+        host_mac: record.host_mac,
+        mtu: record.mtu,
+        data_path: match record.data_path {
+            DataPath::Redirect => api::DataPath::REDIRECT,
+            DataPath::Routing => api::DataPath::ROUTING,
+        }
+        .into(),
+        data_path_reason: record.data_path_reason.unwrap_or_default(),
+        pod_namespace: record.pod.namespace,
+        pod_name: record.pod.name,
+        pod_uid: record.pod.uid,
+        labels: record.pod.labels.into_iter().collect(),
+        record: text,
+        ..Default::default()
+    }
+}

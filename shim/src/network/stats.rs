@@ -1,0 +1,42 @@
+//! What went over the links of pods.
+
+use weft_netns::{Error, NetNs, Netlink, Traffic};
+
+use crate::proto::network as api;
+use crate::record::Record;
+
+/// Asked inside each pod, one after the other: what the fast path hands over comes in at the pod's end, and the host's end does not count
+/// it (`skb_do_redirect` in net/core/filter.c, `veth_get_stats64` in drivers/net/veth.c).
+///
+/// # Errors
+/// The first that the kernel does not answer.
+pub(crate) async fn of_all(records: &[Record]) -> Result<Vec<api::Stats>, Error> {
+    let mut all = Vec::with_capacity(records.len());
+    for record in records {
+        all.push(of(record).await?);
+    }
+    Ok(all)
+}
+
+async fn of(record: &Record) -> Result<api::Stats, Error> {
+    // A namespace that is gone, or another one at its path, has no counters of this pod.
+    let netns = NetNs::open(&record.netns.path).ok().filter(|netns| netns.identity() == record.identity());
+    let counters = match netns {
+        Some(netns) => Netlink::open_in(&netns)?.link_counters(&record.interface.parse()?).await?,
+        None => None,
+    };
+    Ok(api::Stats {
+        container_id: record.container.clone(),
+        interface: record.interface.clone(),
+        received: counters.map(|counters| traffic(counters.received)).into(),
+        sent: counters.map(|counters| traffic(counters.sent)).into(),
+        pod_namespace: record.pod.namespace.clone(),
+        pod_name: record.pod.name.clone(),
+        ..Default::default()
+    })
+}
+
+fn traffic(traffic: Traffic) -> api::Traffic {
+    let Traffic { packets, bytes, dropped, errors } = traffic;
+    api::Traffic { packets, bytes, dropped, errors, ..Default::default() }
+}
