@@ -1,69 +1,71 @@
 //! The `weft` command: what an administrator sees of the node, and the few things there are to do.
 //!
-//! It reads the store and the pinned maps itself, so it answers whether or not anything of weft is running.
+//! It asks `weft serve` where that runs, and reads the store and the pinned maps itself where it does not, so it answers
+//! whether or not anything of weft is running.
 
+mod args;
+mod cleanup;
+mod ipam;
+mod man;
+mod node;
+mod pod;
 mod reconcile;
 mod serve;
 mod show;
+mod status;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
+use clap::{CommandFactory, Parser};
 use weft_hooks::FastPath;
 
 use crate::config::{self, Config};
 use crate::error::chain;
-use crate::nat;
-use crate::pod::{self, DetachError, Links};
-use crate::state::Ledger;
-use crate::turn;
-
-const USAGE: &str = "\
-usage: weft <command> [-o table|json]
-
-  pods      the attachments of this node: address, data path, namespace
-  status    the data path: program versions and how many packets took which way
-  init      load the eBPF programs now instead of at the first pod
-  reconcile free what pods have left that are gone; --dry-run only tells
-  serve     answer weft.network.v1 on <run_dir>/weft.sock until SIGTERM
-  cleanup   detach every pod of weft's and remove programs, maps and state
-  version   the version of this program
-
-configuration: /etc/weft/config.toml, or the file that WEFT_CONFIG names
-exit codes: 0 done, 1 something went wrong (said on standard error), 2 the command line is not understood
-";
-
-/// How an answer is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Table,
-    Json,
-}
+use crate::pod::DetachError;
+use crate::{network, pod as pods};
+use args::{Cli, Verb};
+use node::Node;
 
 /// Why a command ended without doing what it should.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("{0}\n\n{USAGE}")]
-    Usage(String),
     #[error("load the configuration")]
     Config(#[from] config::Error),
     #[error("read the store")]
-    Store(#[from] pod::Error),
+    Store(#[from] pods::Error),
+    #[error("read the node's state")]
+    Node(#[from] network::Error),
     #[error("detach the pods")]
     Detach(#[from] DetachError),
     #[error("use the fast path")]
     FastPath(#[from] weft_hooks::Error),
     #[error("remove what pods have left: {}", .0.join("; "))]
     Left(Vec<String>),
+    #[error("look at the node's links")]
+    Links(#[from] weft_netns::Error),
     #[error("unload the programs: {}", .0.iter().map(|err| chain(err)).collect::<Vec<_>>().join("; "))]
     Unload(Vec<weft_hooks::Error>),
     #[error("remove {path}")]
-    Remove { path: std::path::PathBuf, source: io::Error },
+    Remove { path: PathBuf, source: io::Error },
     #[error("serve on {path}")]
-    Serve { path: std::path::PathBuf, source: io::Error },
-    #[error("open the node's network namespace")]
-    Namespace(#[from] weft_netns::Error),
+    Serve { path: PathBuf, source: io::Error },
     #[error("serve requests")]
     Server(#[from] ttrpc::Error),
+    #[error("no pod is called {0:?}, and no container's id begins so")]
+    NoPod(String),
+    #[error("{name:?} may be any of {pods}")]
+    ManyPods { name: String, pods: String },
+    #[error("address {0} is not leased")]
+    NotLeased(std::net::IpAddr),
+    #[error("address {address} is that of a pod that is alive, {pod}: --force detaches it")]
+    Alive { address: std::net::IpAddr, pod: String },
+    #[error("{0} found")]
+    Found(String),
+    #[error("start the event loop")]
+    Runtime(#[source] io::Error),
+    #[error("write {path}")]
+    Write { path: PathBuf, source: io::Error },
     #[error("print the answer")]
     Print(#[source] io::Error),
 }
@@ -74,98 +76,55 @@ pub fn run(
     mut out: impl Write,
     mut err: impl Write,
 ) -> u8 {
-    let result =
-        parse(args).and_then(|(command, format, dry_run)| perform(&command, format, dry_run, &mut out));
-    let Err(error) = result else { return 0 };
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(answer) => return print_answer(&answer, &mut out, &mut err),
+    };
+    let Err(error) = perform(&cli, &mut out) else { return 0 };
     // Nothing is left to tell if standard error is gone too; the exit code says it.
     drop(writeln!(err, "weft: {}", chain(&error)));
-    if matches!(error, Error::Usage(_)) { 2 } else { 1 }
+    1
 }
 
-fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<(String, Format, bool), Error> {
-    let usage = |err: lexopt::Error| Error::Usage(err.to_string());
-    let mut parser = lexopt::Parser::from_iter(args);
-    let (mut command, mut format, mut dry_run) = (None, Format::Table, false);
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            lexopt::Arg::Short('o') | lexopt::Arg::Long("output") => {
-                format = match parser.value().map_err(usage)?.to_str() {
-                    Some("json") => Format::Json,
-                    Some("table") => Format::Table,
-                    other => {
-                        return Err(Error::Usage(format!(
-                            "output format {}, want table or json",
-                            other.unwrap_or("of no text")
-                        )));
-                    }
-                }
-            }
-            lexopt::Arg::Long("dry-run") => dry_run = true,
-            lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => command = Some("help".into()),
-            lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => command = Some("version".into()),
-            lexopt::Arg::Value(value) if command.is_none() => {
-                command = Some(value.to_string_lossy().into_owned())
-            }
-            other => return Err(usage(other.unexpected())),
-        }
+/// Help and version are answers too; everything else is a command line that is not understood.
+fn print_answer(answer: &clap::Error, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let text = answer.render();
+    let printed = if answer.use_stderr() { write!(err, "{text}") } else { write!(out, "{text}") };
+    match printed {
+        Ok(()) => u8::try_from(answer.exit_code()).unwrap_or(2),
+        Err(_) => 1,
     }
-    let command: String = command.ok_or_else(|| Error::Usage("a command is missing".into()))?;
-    if dry_run && command != "reconcile" {
-        return Err(Error::Usage(format!("--dry-run is reconcile's, not {command}'s")));
-    }
-    Ok((command, format, dry_run))
 }
 
-fn perform(command: &str, format: Format, dry_run: bool, out: &mut impl Write) -> Result<(), Error> {
-    match command {
-        "help" => return write!(out, "{USAGE}").map_err(Error::Print),
-        "version" => return show::version(format, out),
+fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
+    let format = cli.output;
+    match &cli.verb {
+        Verb::Version => return show::version(format, out),
+        Verb::Completion { shell } => return completion(*shell, out),
+        Verb::Man { dir } => return man::write(dir),
         _ => {}
     }
     let config = Config::load()?;
-    match command {
-        "pods" => show::pods(&config, format, out),
-        "status" => show::status(&config, format, out),
-        "init" => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
-        "reconcile" => block_on(reconcile::run(&config, dry_run, format, out))?,
-        "serve" => block_on(serve::run(config))?,
-        "cleanup" => block_on(cleanup(&config))?,
-        other => Err(Error::Usage(format!("command {other:?} is not known"))),
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    let runtime = runtime.map_err(|source| Error::Serve { path: "the runtime".into(), source })?;
-    Ok(runtime.block_on(future))
+    runtime.map_err(Error::Runtime)?.block_on(async {
+        match &cli.verb {
+            Verb::Status => status::print(&Node::reach(&config).await, format, out).await,
+            Verb::Pods(pods) => show::pods(&Node::reach(&config).await, pods, format, out).await,
+            Verb::Pod(pod) => pod::print(&Node::reach(&config).await, &pod.pod, format, out).await,
+            Verb::Ipam(verb) => ipam::run(&config, verb, format, out).await,
+            Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
+            Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
+            Verb::Serve => serve::run(config).await,
+            Verb::Cleanup => cleanup::run(&config).await,
+            Verb::Version | Verb::Completion { .. } | Verb::Man { .. } => Ok(()),
+        }
+    })
 }
 
-/// Pods first, so that no program is taken from under one; then the table and the programs; the store last, for until then it is
-/// what a second attempt works from.
-async fn cleanup(config: &Config) -> Result<(), Error> {
-    let mut errors = Vec::new();
-    for record in Ledger::open(config)?.records()? {
-        if let Err(DetachError(more)) = pod::detach_all(config, &record.container, Links::Delete).await {
-            errors.extend(more);
-        }
-    }
-    if !errors.is_empty() {
-        return Err(DetachError(errors).into());
-    }
-    nat::remove()?;
-    FastPath::unload(&config.bpf_dir).map_err(Error::Unload)?;
-    let names = ["store", "programs.lock", "pods.lock", turn::FILE, "weft.sock"];
-    for path in names.iter().chain(&crate::reconcile::FILES).map(|name| config.run_dir.join(name)) {
-        let removed =
-            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Remove { path, source });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+fn completion(shell: clap_complete::Shell, out: &mut impl Write) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    out.write_all(&script).map_err(Error::Print)
 }
 
 #[cfg(test)]
@@ -183,7 +142,8 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        for command in ["pods", "status", "init", "reconcile", "serve", "cleanup", "version"] {
+        let commands = "status pods pod ipam init reconcile serve cleanup version completion";
+        for command in commands.split(' ') {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }
     }
@@ -191,11 +151,10 @@ mod tests {
     #[test]
     fn a_command_line_that_is_not_understood_says_what() {
         for (args, what) in [
-            (&[][..], "a command is missing"),
-            (&["fly"][..], "command \"fly\" is not known"),
-            (&["pods", "-o", "xml"][..], "output format xml, want table or json"),
+            (&[][..], "Usage: weft"),
+            (&["fly"][..], "unrecognized subcommand 'fly'"),
+            (&["pods", "-o", "xml"][..], "[possible values: table, json]"),
             (&["pods", "--all"][..], "--all"),
-            (&["cleanup", "--dry-run"][..], "--dry-run is reconcile's, not cleanup's"),
         ] {
             let (code, out, err) = run_with(args);
             assert_eq!((code, out.as_str()), (2, ""), "{args:?}");
@@ -209,5 +168,17 @@ mod tests {
         assert_eq!(code, 0);
         let version: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(run_with(&["--version"]).1, format!("weft {}\n", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn each_shell_gets_a_script_with_every_command() {
+        for shell in ["bash", "zsh", "fish"] {
+            let (code, out, _) = run_with(&["completion", shell]);
+            assert_eq!(code, 0, "{shell}");
+            for word in ["cleanup", "namespace", "json"] {
+                assert!(out.contains(word), "{word} for {shell}");
+            }
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::{Error, Format, show};
+use super::args::Format;
+use super::{Error, show};
 use crate::config::Config;
 use crate::reconcile::{self, Gone, Report};
 

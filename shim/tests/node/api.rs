@@ -125,6 +125,8 @@ fn pages_and_filters_tell_each_attachment_once() {
         }
         request.page_token = "nonsense".into();
         assert_eq!(code(client.list(soon(), &request).await).0, Code::INVALID_ARGUMENT);
+        let labelled = node.weft(&["pods", "--label", "app=db", "-o", "json"]);
+        assert_eq!(labelled[0]["pod"]["labels"]["app"], "db");
         for pod in ["a", "b", "c", "d"] {
             client.detach(soon(), &detach(pod)).await.unwrap();
         }

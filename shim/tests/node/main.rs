@@ -9,6 +9,7 @@ mod asked;
 mod bandwidth;
 mod campaign;
 mod cni;
+mod command;
 mod common;
 mod killed;
 mod network;
