@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use weft_ipam::Owner;
 
 use crate::config::Config;
-use crate::pod;
+use crate::pod::{self, Network};
 use crate::reconcile;
 use crate::record::Record;
 use crate::state::Ledger;
@@ -25,6 +25,17 @@ use env::{Command, Env};
 
 pub(crate) use conf::network;
 pub(crate) use error::Failure;
+
+/// The line for `--version`, by which `weft doctor` knows whose plugin it is.
+#[must_use]
+pub fn version() -> &'static str {
+    concat!("weft-cni ", env!("CARGO_PKG_VERSION"))
+}
+
+/// Reads one plugin's part of a network configuration as an ADD would; the network that it describes.
+pub(crate) fn validate(config: &Config, text: &[u8]) -> Result<Network, Failure> {
+    Conf::parse(text)?.network(config)
+}
 
 /// Answers the call that the environment and `input` describe; the bytes go to `output`. `true` is success.
 pub fn run(mut input: impl Read, mut output: impl Write) -> bool {

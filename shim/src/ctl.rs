@@ -5,6 +5,7 @@
 
 mod args;
 mod cleanup;
+mod doctor;
 mod ipam;
 mod man;
 mod node;
@@ -112,6 +113,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Pods(pods) => show::pods(&Node::reach(&config).await, pods, format, out).await,
             Verb::Pod(pod) => pod::print(&Node::reach(&config).await, &pod.pod, format, out).await,
             Verb::Ipam(verb) => ipam::run(&config, verb, format, out).await,
+            Verb::Doctor(doctor) => doctor::run(&config, doctor, format, out).await,
             Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
             Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
             Verb::Serve => serve::run(config).await,
@@ -142,7 +144,7 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        let commands = "status pods pod ipam init reconcile serve cleanup version completion";
+        let commands = "status pods pod ipam doctor init reconcile serve cleanup version completion";
         for command in commands.split(' ') {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }
@@ -176,7 +178,7 @@ mod tests {
         for shell in ["bash", "zsh", "fish"] {
             let (code, out, _) = run_with(&["completion", shell]);
             assert_eq!(code, 0, "{shell}");
-            for word in ["cleanup", "namespace", "json"] {
+            for word in ["doctor", "cleanup", "namespace", "json"] {
                 assert!(out.contains(word), "{word} for {shell}");
             }
         }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 const AFTER: &str = "\
 Exit codes:
   0  done
-  1  something went wrong, said on standard error; `ipam check`: something is not as it should be
+  1  something went wrong, said on standard error; `ipam check` and `doctor`: something is not as it should be
   2  the command line is not understood
 
 Files:
@@ -54,6 +54,9 @@ pub(super) enum Verb {
     /// Which address is whose
     #[command(subcommand, after_help = AFTER)]
     Ipam(Ipam),
+    /// Look at everything that pods' networks need, and name a remedy for what is not as it should be
+    #[command(after_help = AFTER)]
+    Doctor(Doctor),
     /// Load the eBPF programs now instead of at the first pod
     #[command(after_help = AFTER)]
     Init,
@@ -143,6 +146,23 @@ pub(super) enum Ipam {
     /// Compare leases, records and the entries of the eBPF map, and name every deviation
     #[command(after_help = AFTER)]
     Check,
+}
+
+/// Where the doctor looks.
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// containerd's program, which is asked for its version and configuration
+    #[arg(long, value_name = "FILE", default_value = "containerd")]
+    pub(super) containerd: PathBuf,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    pub(super) containerd_config: PathBuf,
+    /// The folder of CNI configurations, where containerd's does not name one
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub(super) cni_conf_dir: PathBuf,
+    /// The folder of CNI plugins, where containerd's configuration does not name one
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub(super) cni_bin_dir: PathBuf,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

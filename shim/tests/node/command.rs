@@ -1,5 +1,6 @@
 //! The `weft` command as an administrator uses it: the built binary, what it prints and how it ends.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::api::Serve;
@@ -201,9 +202,112 @@ fn every_contradiction_is_named_and_the_exit_code_says_so() {
         assert!(texts.iter().any(|text| text == wanted), "{wanted} in {texts:#?}");
     }
     assert!(texts.iter().any(|text| text.starts_with("10.88.0.2: in the map as link")), "{texts:#?}");
+    let (code, said) = refused(&node, &["doctor", "--containerd", "/absent"]);
+    assert_eq!(code, Some(1), "{said}");
     let freed = refused(&node, &["ipam", "free", "10.88.0.2"]);
     assert_eq!(freed, (Some(0), String::new()), "a lease that no record knows is given back");
     node.weft(&["cleanup"]);
+}
+
+fn findings(output: &Output) -> Vec<(String, String, String)> {
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
+    let of = |finding: &Value| (text(finding, "check"), text(finding, "level"), text(finding, "found"));
+    let all: Vec<_> = findings.as_array().unwrap().iter().map(of).collect();
+    for finding in findings.as_array().unwrap() {
+        assert_eq!(
+            finding["level"] == "ok",
+            finding["remedy"] == "",
+            "each finding has its remedy: {finding}"
+        );
+    }
+    all
+}
+
+/// The files that packages install, in folders of the test's own, and the real containerd.
+struct Installed<'n> {
+    node: &'n Node,
+    plugins: PathBuf,
+    confs: PathBuf,
+    config: PathBuf,
+}
+
+impl Installed<'_> {
+    fn on(node: &Node) -> Installed<'_> {
+        let dir = node.dir.path();
+        let (plugins, confs, config) = (dir.join("bin"), dir.join("net.d"), dir.join("containerd.toml"));
+        for folder in [&plugins, &confs] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
+        std::fs::copy(format!("{packaging}/cni/10-weft.conflist"), confs.join("10-weft.conflist")).unwrap();
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_weft-cni"), plugins.join("weft")).unwrap();
+        let handler = std::fs::read_to_string(format!("{packaging}/containerd/weft.toml")).unwrap();
+        // The file ends in the table of CNI.
+        let dirs = format!("  conf_dir = {confs:?}\n  bin_dirs = [{plugins:?}]\n");
+        std::fs::write(&config, handler + &dirs).unwrap();
+        Installed { node, plugins, confs, config }
+    }
+
+    fn doctor(&self, format: &str) -> Output {
+        let shims = Path::new(env!("CARGO_BIN_EXE_containerd-shim-weft-v1")).parent().unwrap();
+        let path = format!("{}:{}", shims.display(), std::env::var("WEFT_TOOLS_DIR").unwrap());
+        let mut command = self.node.command(env!("CARGO_BIN_EXE_weft"));
+        command.env("PATH", path).args(["doctor", "-o", format, "--containerd-config"]).arg(&self.config);
+        self.node.run(&mut command, "")
+    }
+}
+
+#[test]
+fn the_doctor_asks_the_real_containerd() {
+    let node = two_pods();
+    let output = Installed::on(&node).doctor("json");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let found = findings(&output);
+    let of = |check: &str| {
+        let finding = found.iter().find(|finding| finding.0 == check);
+        finding.map(|(_, level, text)| (level.as_str(), text.as_str())).unwrap_or(("none", ""))
+    };
+    for check in ["kernel", "veth", "ipv4 forwarding", "bpffs", "programs", "addresses", "attaches", "links"]
+    {
+        assert_eq!(of(check).0, "ok", "{check}: {found:#?}");
+    }
+    for check in ["loopback", "CNI configuration", "CNI version", "CNI capabilities", "shim", "CNI plugin"] {
+        assert_eq!(of(check).0, "ok", "{check}: {found:#?}");
+    }
+    assert_eq!(of("runtime handler"), ("ok", "weft, sandboxer shim"), "{found:#?}");
+    assert!(of("containerd").1.starts_with("containerd "), "{found:#?}");
+    assert_eq!(of("links").1, "2 of weft's, each recorded");
+    remove(&node);
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_its_remedy() {
+    let node = two_pods();
+    let installed = Installed::on(&node);
+    let other = r#"{"cniVersion":"1.0.0","name":"o","type":"bridge"}"#;
+    std::fs::write(installed.confs.join("00-other.conf"), other).unwrap();
+    std::fs::remove_file(installed.plugins.join("weft")).unwrap();
+    node.ip(&["link", "add", "weft0123456789a", "type", "veth", "peer", "name", "other"]);
+    let output = installed.doctor("json");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "weft: 2 problems found\n");
+    let found = findings(&output);
+    for (check, level, text) in [
+        ("CNI configuration", "problem", "00-other.conf is the first of its folder, and is not weft's"),
+        ("CNI plugin", "problem", "no weft in"),
+        ("links", "warning", "not recorded: weft0123456789a"),
+    ] {
+        let is = |finding: &(String, String, String)| {
+            finding.0 == check && finding.1 == level && finding.2.contains(text)
+        };
+        assert!(found.iter().any(is), "{check} in {found:#?}");
+    }
+    let table = String::from_utf8(installed.doctor("table").stdout).unwrap();
+    assert!(table.contains("problem  CNI plugin"), "{table}");
+    assert!(table.contains("remedy: install weft-cni there"), "{table}");
+    node.ip(&["link", "del", "weft0123456789a"]);
+    remove(&node);
 }
 
 #[test]
@@ -216,7 +320,7 @@ fn man_pages_and_completion_come_from_the_command_line() {
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
     pages.sort();
-    for page in ["weft.8", "weft-pods.8", "weft-ipam-free.8"] {
+    for page in ["weft.8", "weft-pods.8", "weft-ipam-free.8", "weft-doctor.8"] {
         assert!(pages.iter().any(|found| found == page), "{page} in {pages:?}");
     }
     assert!(!pages.iter().any(|page| page.contains("-man.")), "{pages:?}");

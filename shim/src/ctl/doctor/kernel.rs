@@ -1,0 +1,118 @@
+//! The kernel: its version, and whether it makes what a pod is made of.
+
+use nix::sys::utsname::uname;
+use weft_netns::{Error, Mac, NetNs, Netlink, Veth, sysctl};
+
+use super::Finding;
+
+/// The first kernel on which weft is tested; `bpf_redirect_peer` is of that version.
+const WANTED: (u32, u32) = (5, 10);
+
+pub(super) async fn look() -> Vec<Finding> {
+    let mut findings = vec![version(), links().await];
+    for (check, key) in
+        [("ipv4 forwarding", "net/ipv4/ip_forward"), ("ipv6 forwarding", "net/ipv6/conf/all/forwarding")]
+    {
+        findings.push(forwarding(check, key));
+    }
+    findings.push(reverse_path());
+    findings
+}
+
+fn version() -> Finding {
+    let check = "kernel";
+    let remedy = "boot Linux 5.10 or newer";
+    let release = match uname() {
+        Ok(name) => name.release().to_string_lossy().into_owned(),
+        Err(err) => return Finding::problem(check, format!("uname: {err}"), remedy),
+    };
+    match parse(&release) {
+        Some(version) if version < WANTED => Finding::problem(check, release, remedy),
+        Some(_) => Finding::ok(check, release),
+        None => Finding::warning(check, format!("version {release:?} is not understood"), remedy),
+    }
+}
+
+/// The first two numbers of a release: `6.1.0-13-amd64`.
+fn parse(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Makes a pair in a namespace that nobody sees and that ends here.
+async fn links() -> Finding {
+    let check = "veth";
+    match pair().await {
+        Ok(()) => Finding::ok(check, "a namespace and a pair of links can be made"),
+        Err(err) => Finding::problem(
+            check,
+            crate::error::chain(&err),
+            "run as root on a kernel with CONFIG_NET_NS and CONFIG_VETH (modprobe veth)",
+        ),
+    }
+}
+
+async fn pair() -> Result<(), Error> {
+    let netns = NetNs::create()?;
+    let veth = Veth {
+        name: "weft-doctor0".parse()?,
+        mac: Mac::new([6, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+        peer_name: "weft-doctor1".parse()?,
+        peer_mac: Mac::new([2, 0, 0, 0, 0, 1]),
+        peer_ns: &netns,
+    };
+    Netlink::open_in(&netns)?.create_veth(&veth).await.map(drop)
+}
+
+fn forwarding(check: &'static str, key: &str) -> Finding {
+    match sysctl::read(key) {
+        Ok(value) if value == "1" => Finding::ok(check, format!("{key} = 1")),
+        Ok(value) => Finding::warning(
+            check,
+            format!("{key} = {value}"),
+            "the next pod of that family sets it; if it stays so, something resets it: see /etc/sysctl.d",
+        ),
+        Err(err) => Finding::warning(
+            check,
+            crate::error::chain(&err),
+            "the kernel does not have this family: use ranges of the other one",
+        ),
+    }
+}
+
+/// Strict filtering does no harm: a pod's packets come in where the route to its address goes out.
+fn reverse_path() -> Finding {
+    let check = "rp_filter";
+    match sysctl::read("net/ipv4/conf/all/rp_filter") {
+        Ok(value) => {
+            let word = match value.as_str() {
+                "0" => "off",
+                "1" => "strict, which pods pass",
+                "2" => "loose",
+                _ => "unknown",
+            };
+            Finding::ok(check, format!("net/ipv4/conf/all/rp_filter = {value}: {word}"))
+        }
+        Err(err) => Finding::warning(check, crate::error::chain(&err), "mount /proc with its sys folder"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_begins_with_its_version() {
+        for (release, version) in [
+            ("6.1.0-13-amd64", Some((6, 1))),
+            ("5.10", Some((5, 10))),
+            ("6.18-rc1+", Some((6, 18))),
+            ("six", None),
+            ("", None),
+        ] {
+            assert_eq!(parse(release), version, "{release}");
+        }
+        assert!(parse("5.9.1").unwrap() < WANTED && parse("5.10.0").unwrap() >= WANTED);
+    }
+}
