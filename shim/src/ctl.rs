@@ -4,6 +4,7 @@
 //! whether or not anything of weft is running.
 
 mod args;
+mod capture;
 mod cleanup;
 mod doctor;
 mod ipam;
@@ -63,6 +64,8 @@ enum Error {
     Alive { address: std::net::IpAddr, pod: String },
     #[error("{0} found")]
     Found(String),
+    #[error("capture: {op}")]
+    Capture { op: &'static str, source: io::Error },
     #[error("start the event loop")]
     Runtime(#[source] io::Error),
     #[error("write {path}")]
@@ -114,6 +117,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Pod(pod) => pod::print(&Node::reach(&config).await, &pod.pod, format, out).await,
             Verb::Ipam(verb) => ipam::run(&config, verb, format, out).await,
             Verb::Doctor(doctor) => doctor::run(&config, doctor, format, out).await,
+            Verb::Capture(capture) => capture::run(&config, capture, out).await,
             Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
             Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
             Verb::Serve => serve::run(config).await,
@@ -144,7 +148,7 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        let commands = "status pods pod ipam doctor init reconcile serve cleanup version completion";
+        let commands = "status pods pod ipam doctor capture init reconcile serve cleanup version completion";
         for command in commands.split(' ') {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }
@@ -178,7 +182,7 @@ mod tests {
         for shell in ["bash", "zsh", "fish"] {
             let (code, out, _) = run_with(&["completion", shell]);
             assert_eq!(code, 0, "{shell}");
-            for word in ["doctor", "cleanup", "namespace", "json"] {
+            for word in ["doctor", "capture", "namespace", "json"] {
                 assert!(out.contains(word), "{word} for {shell}");
             }
         }

@@ -57,6 +57,15 @@ pub(super) enum Verb {
     /// Look at everything that pods' networks need, and name a remedy for what is not as it should be
     #[command(after_help = AFTER)]
     Doctor(Doctor),
+    /// Write the packets of one pod, both directions, fast path included, as pcap
+    ///
+    /// Ends with COUNT packets, with SIGINT or SIGTERM, or with the pod; then says on standard error how many packets there were and
+    /// how many the kernel could not keep. Packets are taken where the pod sends and receives them, inside its namespace: a capture on the
+    /// host does not see what goes straight from pod to pod.
+    ///
+    /// To watch live: weft capture default/web | wireshark -k -i -
+    #[command(after_help = AFTER)]
+    Capture(Capture),
     /// Load the eBPF programs now instead of at the first pod
     #[command(after_help = AFTER)]
     Init,
@@ -165,6 +174,26 @@ pub(super) struct Doctor {
     pub(super) cni_bin_dir: PathBuf,
 }
 
+/// What is captured, and where to.
+#[derive(Debug, Args)]
+pub(super) struct Capture {
+    /// NAMESPACE/NAME, NAME, or the beginning of the container's id
+    #[arg(value_name = "POD")]
+    pub(super) pod: String,
+    /// The interface in the pod
+    #[arg(short, long, default_value = "eth0")]
+    pub(super) interface: String,
+    /// The file to write; `-` is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub(super) write: PathBuf,
+    /// End after so many packets
+    #[arg(short, long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// Keep at most so many bytes of each packet
+    #[arg(short, long, value_name = "BYTES", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(14..=262_144))]
+    pub(super) snaplen: u32,
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "want KEY=VALUE".to_owned())
@@ -205,7 +234,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        for words in ["weft ipam free 10.0.0", "weft pods -l app"] {
+        for words in
+            ["weft ipam free 10.0.0", "weft capture web -c 0", "weft capture web -s 13", "weft pods -l app"]
+        {
             let err = Cli::try_parse_from(words.split(' ')).unwrap_err();
             assert_eq!(err.exit_code(), 2, "{words}: {err}");
         }

@@ -320,7 +320,7 @@ fn man_pages_and_completion_come_from_the_command_line() {
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
     pages.sort();
-    for page in ["weft.8", "weft-pods.8", "weft-ipam-free.8", "weft-doctor.8"] {
+    for page in ["weft.8", "weft-pods.8", "weft-capture.8", "weft-ipam-free.8", "weft-doctor.8"] {
         assert!(pages.iter().any(|found| found == page), "{page} in {pages:?}");
     }
     assert!(!pages.iter().any(|page| page.contains("-man.")), "{pages:?}");
@@ -341,5 +341,5 @@ fn man_pages_and_completion_come_from_the_command_line() {
     for word in ["show", "free", "check", "--output"] {
         assert!(completed.split_whitespace().any(|found| found == word), "{word} in {completed}");
     }
-    assert!(text(&node, &["help", "pods"]).contains("--label"));
+    assert!(text(&node, &["help", "capture"]).contains("wireshark"));
 }

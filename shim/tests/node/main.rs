@@ -8,6 +8,7 @@ mod api;
 mod asked;
 mod bandwidth;
 mod campaign;
+mod capture;
 mod cni;
 mod command;
 mod common;
