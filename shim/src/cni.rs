@@ -10,8 +10,10 @@ mod conf;
 mod env;
 mod error;
 mod result;
+pub(crate) mod tally;
 
 use std::io::{Read, Write};
+use std::time::Instant;
 
 use weft_ipam::Owner;
 
@@ -58,16 +60,26 @@ fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, Failure> {
 }
 
 fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
+    let started = Instant::now();
     let config = Config::load().map_err(Failure::Config)?;
+    let answer = call(&config, command, conf);
+    if let Some(operation) = command.operation() {
+        // A call is not worth less because it could not be counted, and there is nobody to tell.
+        drop(tally::count(&config.run_dir, operation, started.elapsed(), answer.is_ok()));
+    }
+    answer
+}
+
+fn call(config: &Config, command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Failure::Runtime)?;
     runtime.block_on(async {
         match command {
-            Command::Add => add(&config, conf).await.map(Some),
-            Command::Del => del(&config).await.map(|()| None),
-            Command::Check => check(&config, conf).await.map(|()| None),
-            Command::Status => status(&config, &conf).await.map(|()| None),
-            Command::Gc => gc(&config, &conf).await.map(|()| None),
+            Command::Add => add(config, conf).await.map(Some),
+            Command::Del => del(config).await.map(|()| None),
+            Command::Check => check(config, conf).await.map(|()| None),
+            Command::Status => status(config, &conf).await.map(|()| None),
+            Command::Gc => gc(config, &conf).await.map(|()| None),
             Command::Version => Ok(None),
         }
     })

@@ -8,7 +8,9 @@ mod capture;
 mod cleanup;
 mod doctor;
 mod ipam;
+mod journal;
 mod man;
+mod metrics;
 mod node;
 mod pod;
 mod reconcile;
@@ -120,7 +122,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Capture(capture) => capture::run(&config, capture, out).await,
             Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
             Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
-            Verb::Serve => serve::run(config).await,
+            Verb::Serve(serve) => serve::run(config, serve).await,
             Verb::Cleanup => cleanup::run(&config).await,
             Verb::Version | Verb::Completion { .. } | Verb::Man { .. } => Ok(()),
         }

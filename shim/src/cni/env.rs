@@ -38,6 +38,20 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Where it is counted ([`super::tally::OPERATIONS`]).
+    pub(super) fn operation(self) -> Option<usize> {
+        match self {
+            Command::Add => Some(0),
+            Command::Del => Some(1),
+            Command::Check => Some(2),
+            Command::Status => Some(3),
+            Command::Gc => Some(4),
+            Command::Version => None,
+        }
+    }
+}
+
 /// The variables that name an attachment.
 pub(super) struct Env {
     container: String,

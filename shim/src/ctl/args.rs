@@ -78,9 +78,9 @@ pub(super) enum Verb {
     },
     /// Answer weft.network.v1 on <run_dir>/weft.sock until SIGTERM
     ///
-    /// Clients of other users are refused.
+    /// Where systemd passes the socket (LISTEN_FDS), on that one. Clients of other users are refused.
     #[command(after_help = AFTER)]
-    Serve,
+    Serve(Serve),
     /// Detach every pod of weft's and remove programs, maps and state
     #[command(after_help = AFTER)]
     Cleanup,
@@ -194,6 +194,17 @@ pub(super) struct Capture {
     pub(super) snaplen: u32,
 }
 
+/// How long is served, and what besides.
+#[derive(Debug, Args, Default)]
+pub(super) struct Serve {
+    /// End when nobody has been connected for so long
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) idle: Option<u64>,
+    /// Answer Prometheus (/metrics, /healthz, /readyz) on unix:PATH, or on an address and port of the loopback interface
+    #[arg(long, value_name = "unix:PATH|ADDRESS:PORT")]
+    pub(super) metrics: Option<super::serve::Endpoint>,
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "want KEY=VALUE".to_owned())
@@ -234,9 +245,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        for words in
-            ["weft ipam free 10.0.0", "weft capture web -c 0", "weft capture web -s 13", "weft pods -l app"]
-        {
+        for words in [
+            "weft ipam free 10.0.0",
+            "weft capture web -c 0",
+            "weft capture web -s 13",
+            "weft pods -l app",
+            "weft serve --metrics 192.0.2.1:9100",
+            "weft serve --metrics tcp",
+        ] {
             let err = Cli::try_parse_from(words.split(' ')).unwrap_err();
             assert_eq!(err.exit_code(), 2, "{words}: {err}");
         }

@@ -24,7 +24,8 @@ pub(super) async fn run(config: &Config) -> Result<(), Error> {
     }
     nat::remove()?;
     FastPath::unload(&config.bpf_dir).map_err(Error::Unload)?;
-    let names = ["store", "programs.lock", "pods.lock", turn::FILE, "weft.sock"];
+    let names =
+        ["store", "programs.lock", "pods.lock", turn::FILE, "weft.sock", "weft.new", crate::cni::tally::FILE];
     for path in names.iter().chain(&reconcile::FILES).map(|name| config.run_dir.join(name)) {
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

@@ -1,8 +1,9 @@
 //! `weft.network.v1` without CNI: pods attached, looked at, watched and detached over ttrpc alone.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::common::{Node, conf, pings, wait_until};
@@ -280,8 +281,10 @@ fn what_cannot_be_attached_has_a_code_and_leaves_nothing() {
 #[test]
 fn another_user_is_not_answered() {
     let node = Node::new();
-    let _serve = Serve::start(&node, &[]);
+    let mut command = node.command(env!("CARGO_BIN_EXE_weft"));
+    let mut serve = spawn(&node, command.arg("serve").stderr(Stdio::piped()));
     let socket = node.run_dir().join("weft.sock");
+    wait_until("weft serves", || UnixStream::connect(&socket).is_ok());
     for (path, mode) in
         [(node.dir.path().to_owned(), 0o755), (node.run_dir(), 0o755), (socket.clone(), 0o666)]
     {
@@ -302,6 +305,11 @@ fn another_user_is_not_answered() {
     };
     assert!(answers_as(0));
     assert!(!answers_as(65534));
+    let mut said = serve.stderr.take().unwrap();
+    end(serve, Signal::SIGTERM);
+    let mut text = String::new();
+    said.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "<4>weft: refuse a connection of user 65534\n");
 }
 
 #[test]

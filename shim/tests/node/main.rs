@@ -17,3 +17,4 @@ mod network;
 mod networks;
 mod ports;
 mod reconcile;
+mod serve;
