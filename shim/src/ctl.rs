@@ -60,6 +60,10 @@ enum Error {
     NoPod(String),
     #[error("{name:?} may be any of {pods}")]
     ManyPods { name: String, pods: String },
+    #[error("pod {pod} has no interface {interface}")]
+    NoInterface { pod: String, interface: String },
+    #[error("the namespace of container {0} has gone")]
+    Gone(String),
     #[error("address {0} is not leased")]
     NotLeased(std::net::IpAddr),
     #[error("address {address} is that of a pod that is alive, {pod}: --force detaches it")]

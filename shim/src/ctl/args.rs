@@ -197,7 +197,7 @@ pub(super) struct Capture {
 /// How long is served, and what besides.
 #[derive(Debug, Args, Default)]
 pub(super) struct Serve {
-    /// End when nobody has been connected for so long
+    /// End when nobody has been connected for so long; who asks for metrics does not count
     #[arg(long, value_name = "SECONDS")]
     pub(super) idle: Option<u64>,
     /// Answer Prometheus (/metrics, /healthz, /readyz) on unix:PATH, or on an address and port of the loopback interface

@@ -32,7 +32,8 @@ fn failed(op: &'static str) -> impl Fn(io::Error) -> Error {
 pub(super) async fn run(config: &Config, args: &args::Capture, out: &mut impl Write) -> Result<(), Error> {
     let records = pod::find(Ledger::open(config)?.records()?, &args.pod)?;
     let record = records.into_iter().find(|record| record.interface == args.interface);
-    let record = record.ok_or_else(|| Error::NoPod(format!("{} {}", args.pod, args.interface)))?;
+    let record = record
+        .ok_or_else(|| Error::NoInterface { pod: args.pod.clone(), interface: args.interface.clone() })?;
     // Before the socket is opened, so that no end of the pod is missed.
     let ends = Ends {
         commits: Commits::watch(config).map_err(failed("watch the store"))?,
@@ -61,7 +62,7 @@ pub(super) async fn run(config: &Config, args: &args::Capture, out: &mut impl Wr
 async fn open(record: &Record) -> Result<PacketSocket, Error> {
     let netns = NetNs::open(&record.netns.path)?;
     if netns.identity() != record.identity() {
-        return Err(Error::NoPod(record.container.clone()));
+        return Err(Error::Gone(record.container.clone()));
     }
     let name: LinkName = record.interface.parse()?;
     let link = Netlink::open_in(&netns)?.link(&name).await?;

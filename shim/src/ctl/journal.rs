@@ -4,7 +4,10 @@ use std::io::Write;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-struct Journal;
+struct Journal {
+    /// Standard error is the journal's (`JOURNAL_STREAM`, systemd.exec(5)).
+    with_priority: bool,
+}
 
 impl Log for Journal {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -15,14 +18,15 @@ impl Log for Journal {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // The number is the priority of syslog(3), as sd-daemon(3) wants it.
+        // The priorities of syslog(3), as sd-daemon(3) wants them.
         let priority = match record.level() {
-            Level::Error => 3,
-            Level::Warn => 4,
-            Level::Info | Level::Debug | Level::Trace => 6,
+            _ if !self.with_priority => "",
+            Level::Error => "<3>",
+            Level::Warn => "<4>",
+            Level::Info | Level::Debug | Level::Trace => "<6>",
         };
         // There is nowhere to report a failure to.
-        drop(writeln!(std::io::stderr(), "<{priority}>weft: {}", record.args()));
+        drop(writeln!(std::io::stderr(), "{priority}weft: {}", record.args()));
     }
 
     fn flush(&self) {}
@@ -30,8 +34,9 @@ impl Log for Journal {
 
 /// From now on.
 pub(super) fn open() {
-    // Somebody else's is as good, in a test.
-    if log::set_logger(&Journal).is_ok() {
+    let with_priority = std::env::var_os("JOURNAL_STREAM").is_some();
+    // One that somebody else has set is as good.
+    if log::set_boxed_logger(Box::new(Journal { with_priority })).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
 }

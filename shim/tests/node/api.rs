@@ -282,7 +282,7 @@ fn what_cannot_be_attached_has_a_code_and_leaves_nothing() {
 fn another_user_is_not_answered() {
     let node = Node::new();
     let mut command = node.command(env!("CARGO_BIN_EXE_weft"));
-    let mut serve = spawn(&node, command.arg("serve").stderr(Stdio::piped()));
+    let mut serve = spawn(&node, command.arg("serve").env("JOURNAL_STREAM", "8:1").stderr(Stdio::piped()));
     let socket = node.run_dir().join("weft.sock");
     wait_until("weft serves", || UnixStream::connect(&socket).is_ok());
     for (path, mode) in

@@ -128,7 +128,7 @@ fn what_is_not_there_cannot_be_captured() {
     node.add("a");
     for (args, wanted) in [
         (&["b"][..], "no pod is called \"b\""),
-        (&["a", "-i", "eth1"][..], "no pod is called \"a eth1\""),
+        (&["a", "-i", "eth1"][..], "pod a has no interface eth1"),
         (&["a", "-w", "/absent/file"][..], "write /absent/file"),
     ] {
         let (status, said) = ended(capture(&node, args));
