@@ -164,6 +164,45 @@ fn a_watch_tells_what_other_processes_change() {
 }
 
 #[test]
+fn a_watch_misses_nothing_of_many_at_once() {
+    let node = Node::new();
+    let _serve = Serve::start(&node, &[]);
+    let names: Vec<String> = (0..16).map(|n| format!("p{n}")).collect();
+    let pods: Vec<_> = names.iter().map(|name| (name, node.pod(name))).collect();
+    let input = node.dir.path().join("conf");
+    std::fs::write(&input, conf().to_string()).unwrap();
+    let all_at_once = |verb: &str| {
+        let call = |(name, netns): &(&String, std::path::PathBuf)| {
+            let mut command = node.command(env!("CARGO_BIN_EXE_weft-cni"));
+            command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", name).env("CNI_IFNAME", "eth0");
+            command.env("CNI_NETNS", netns).env("CNI_PATH", "/").stdout(Stdio::null());
+            spawn(&node, command.stdin(std::fs::File::open(&input).unwrap()))
+        };
+        let children: Vec<Child> = pods.iter().map(call).collect();
+        children.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success(), "{verb}"));
+    };
+    block_on(async {
+        let client = client(&node).await;
+        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
+        assert_eq!(events.recv().await.unwrap().unwrap().kind.unwrap(), Kind::SYNCED);
+        for (verb, wanted) in [("ADD", Kind::ATTACHED), ("DEL", Kind::DETACHED)] {
+            all_at_once(verb);
+            let mut told = Vec::new();
+            while told.len() < names.len() {
+                let event = events.recv().await.unwrap().unwrap();
+                assert_eq!(event.kind.unwrap(), wanted);
+                told.push(event.attachment.container_id.clone());
+            }
+            told.sort();
+            let mut wanted = names.clone();
+            wanted.sort();
+            assert_eq!(told, wanted, "{verb}: each once");
+        }
+    });
+    node.assert_empty();
+}
+
+#[test]
 fn a_deadline_ends_a_call_and_nothing_is_left_half_made() {
     let node = Node::new();
     let _serve = Serve::start(&node, &[]);
