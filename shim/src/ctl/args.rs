@@ -21,7 +21,7 @@ Files:
 /// Says what there is, checks it, and does the few things there are to do. Asks `weft serve` where it runs, and reads the store and the
 /// pinned eBPF maps where it does not: the answer is the same.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, after_help = AFTER, arg_required_else_help = true, max_term_width = 120)]
+#[command(name = "weft", version, after_help = AFTER, arg_required_else_help = true)]
 pub(super) struct Cli {
     /// How answers are printed
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]

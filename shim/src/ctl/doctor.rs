@@ -71,7 +71,7 @@ pub(super) async fn run(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), Error> {
-    let mut findings = kernel::look().await;
+    let mut findings = kernel::look(config).await;
     findings.extend(data_path::look(config));
     findings.extend(state::look(config));
     let (dirs, more) = containerd::look(args);

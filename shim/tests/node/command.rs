@@ -289,13 +289,15 @@ fn the_doctor_names_what_is_wrong_and_its_remedy() {
     std::fs::write(installed.confs.join("00-other.conf"), other).unwrap();
     std::fs::remove_file(installed.plugins.join("weft")).unwrap();
     node.ip(&["link", "add", "weft0123456789a", "type", "veth", "peer", "name", "other"]);
+    node.host.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap()).unwrap();
     let output = installed.doctor("json");
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "weft: 2 problems found\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "weft: 3 problems found\n");
     let found = findings(&output);
     for (check, level, text) in [
         ("CNI configuration", "problem", "00-other.conf is the first of its folder, and is not weft's"),
         ("CNI plugin", "problem", "no weft in"),
+        ("ipv4 forwarding", "problem", "net/ipv4/ip_forward = 0, and pods have addresses"),
         ("links", "warning", "not recorded: weft0123456789a"),
     ] {
         let is = |finding: &(String, String, String)| {

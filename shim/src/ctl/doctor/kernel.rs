@@ -4,19 +4,25 @@ use nix::sys::utsname::uname;
 use weft_netns::{Error, Mac, NetNs, Netlink, Veth, sysctl};
 
 use super::Finding;
+use crate::config::Config;
+use crate::state::Ledger;
 
 /// The first kernel on which weft is tested; `bpf_redirect_peer` is of that version.
 const WANTED: (u32, u32) = (5, 10);
 
-pub(super) async fn look() -> Vec<Finding> {
-    let mut findings = vec![version(), links().await];
-    for (check, key) in
-        [("ipv4 forwarding", "net/ipv4/ip_forward"), ("ipv6 forwarding", "net/ipv6/conf/all/forwarding")]
-    {
-        findings.push(forwarding(check, key));
-    }
-    findings.push(reverse_path());
-    findings
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    // What is wrong with the store is told where that is looked at.
+    let records = Ledger::open(config).and_then(|ledger| ledger.records()).unwrap_or_default();
+    let used = |ipv4: bool| {
+        records.iter().flat_map(|record| &record.addresses).any(|address| address.is_ipv4() == ipv4)
+    };
+    vec![
+        version(),
+        links().await,
+        forwarding("ipv4 forwarding", "net/ipv4/ip_forward", used(true)),
+        forwarding("ipv6 forwarding", "net/ipv6/conf/all/forwarding", used(false)),
+        reverse_path(),
+    ]
 }
 
 fn version() -> Finding {
@@ -65,14 +71,16 @@ async fn pair() -> Result<(), Error> {
     Netlink::open_in(&netns)?.create_veth(&veth).await.map(drop)
 }
 
-fn forwarding(check: &'static str, key: &str) -> Finding {
+/// Pods that have an address of the family need it now; without one, the next pod sets it.
+fn forwarding(check: &'static str, key: &str, is_used: bool) -> Finding {
     match sysctl::read(key) {
         Ok(value) if value == "1" => Finding::ok(check, format!("{key} = 1")),
-        Ok(value) => Finding::warning(
+        Ok(value) if is_used => Finding::problem(
             check,
-            format!("{key} = {value}"),
-            "the next pod of that family sets it; if it stays so, something resets it: see /etc/sysctl.d",
+            format!("{key} = {value}, and pods have addresses"),
+            format!("sysctl -w {}=1, and find what has reset it: see /etc/sysctl.d", key.replace('/', ".")),
         ),
+        Ok(value) => Finding::ok(check, format!("{key} = {value}: the first pod of the family sets it")),
         Err(err) => Finding::warning(
             check,
             crate::error::chain(&err),
