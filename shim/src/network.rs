@@ -42,6 +42,7 @@ struct Server {
     scope: Scope,
     /// The node's network namespace, which a shim leaves for its pod's.
     home: NetNs,
+    commits: watch::Hub,
 }
 
 /// Whose attachments are answered for.
@@ -71,7 +72,7 @@ pub(crate) fn service(
     scope: Scope,
 ) -> Result<HashMap<String, Service>, weft_netns::Error> {
     let home = NetNs::current()?;
-    Ok(create_pod_network(Arc::new(Server { config, scope, home })))
+    Ok(create_pod_network(Arc::new(Server { config, scope, home, commits: watch::Hub::default() })))
 }
 
 impl Server {
@@ -205,7 +206,8 @@ impl PodNetwork for Server {
         request: api::WatchRequest,
         events: ServerStreamSender<api::WatchResponse>,
     ) -> ttrpc::Result<()> {
-        watch::tell(&self.config, &self.scope, &request.filter, context.timeout_nano, &events).await
+        watch::tell(&self.config, &self.commits, &self.scope, &request.filter, context.timeout_nano, &events)
+            .await
     }
 
     async fn node_status(

@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use ttrpc::Code;
 use ttrpc::r#async::ServerStreamSender;
@@ -33,6 +35,8 @@ use crate::state::Ledger;
 
 /// How long at most nothing is told. A client that went away is noticed when it is told something.
 const ALIVE: Duration = Duration::from_secs(30);
+/// The store's folder in `run_dir`.
+const STORE: &str = "store";
 /// The file of the store that commits are written to.
 const DATA: &str = "data.mdb";
 
@@ -53,8 +57,9 @@ impl Commits {
         let events = AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
-        inotify.add_watch(&config.run_dir.join("store"), events)?;
+        inotify.add_watch(&config.run_dir.join(STORE), events)?;
         let fd = inotify.as_fd().try_clone_to_owned()?;
         // SAFETY: the descriptor is the value's own and open as long as the value; nobody exchanges it.
         let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
@@ -78,7 +83,8 @@ impl Commits {
             let is_data = |name: &Option<std::ffi::OsString>| {
                 name.as_deref().is_some_and(|name| Path::new(name) == Path::new(DATA))
             };
-            let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_IGNORED;
+            let gone =
+                AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_IGNORED;
             if events.iter().any(|event| {
                 event.mask.intersects(gone)
                     || event.mask.contains(AddWatchFlags::IN_DELETE) && is_data(&event.name)
@@ -99,35 +105,74 @@ impl Commits {
     }
 }
 
+/// The commits for all watches of a process: the kernel gives a user 128 inotify instances for everything on the node
+/// (`/proc/sys/fs/inotify/max_user_instances`), and a client that went away is noticed only by [`ALIVE`].
+#[derive(Default)]
+pub(super) struct Hub(Mutex<Weak<watch::Sender<()>>>);
+
+impl Hub {
+    /// Tells of every commit from now on; its end is that of the store. Runs as long as somebody listens.
+    fn subscribe(&self, config: &Config) -> io::Result<watch::Receiver<()>> {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = current.upgrade() {
+            return Ok(sender.subscribe());
+        }
+        let commits = Commits::watch(config)?;
+        let (sender, receiver) = watch::channel(());
+        let sender = Arc::new(sender);
+        *current = Arc::downgrade(&sender);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    committed = commits.next() => match committed {
+                        Ok(()) => sender.send_replace(()),
+                        Err(_) => return,
+                    },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(receiver)
+    }
+}
+
 /// What is known of each attached interface: the bytes of its record, and the record.
 type Known = BTreeMap<Owner, (Vec<u8>, Record)>;
 
 /// Tells until the client goes or its deadline passes.
 pub(super) async fn tell(
     config: &Config,
+    hub: &Hub,
     scope: &Scope,
     filter: &api::Filter,
     timeout_nano: i64,
     events: &ServerStreamSender<api::WatchResponse>,
 ) -> ttrpc::Result<()> {
     let deadline = u64::try_from(timeout_nano).ok().filter(|nanoseconds| *nanoseconds > 0);
-    let Some(deadline) = deadline else { return follow(config, scope, filter, events).await };
-    let done = timeout(Duration::from_nanos(deadline), follow(config, scope, filter, events)).await;
+    let Some(deadline) = deadline else {
+        return follow(config, hub, scope, filter, events).await;
+    };
+    let done = timeout(Duration::from_nanos(deadline), follow(config, hub, scope, filter, events)).await;
     done.unwrap_or_else(|_| Err(ttrpc::error::get_rpc_status(Code::DEADLINE_EXCEEDED, "timeout")))
 }
 
 async fn follow(
     config: &Config,
+    hub: &Hub,
     scope: &Scope,
     filter: &api::Filter,
     events: &ServerStreamSender<api::WatchResponse>,
 ) -> ttrpc::Result<()> {
     // Opened for a moment at a time: a folder that is removed and made anew would otherwise stay the old one here.
     drop(Ledger::open(config).map_err(refused)?);
-    let commits = Commits::watch(config).map_err(|err| status(Code::INTERNAL, &err))?;
+    let mut commits = hub.subscribe(config).map_err(|err| status(Code::INTERNAL, &err))?;
     let mut known = Known::new();
     let mut first = true;
     loop {
+        // Opening it would make it anew.
+        if !config.run_dir.join(STORE).exists() {
+            return Err(removed());
+        }
         let rows = Ledger::open(config).and_then(|ledger| ledger.settled()).map_err(refused)?;
         let seen = |record: &Record| scope.sees(&record.container) && matches(filter, record);
         for (kind, record) in changes(&mut known, rows, seen).map_err(refused)? {
@@ -140,10 +185,10 @@ async fn follow(
         let mut silent_since = Instant::now();
         loop {
             tokio::select! {
-                committed = commits.next() => {
-                    committed.map_err(|err| status(Code::UNAVAILABLE, &err))?;
-                    break;
-                }
+                committed = commits.changed() => match committed {
+                    Ok(()) => break,
+                    Err(_) => return Err(removed()),
+                },
                 () = sleep_until(silent_since + ALIVE) => {
                     events.send(&event(Kind::ALIVE, None)).await?;
                     silent_since = Instant::now();
@@ -151,6 +196,10 @@ async fn follow(
             }
         }
     }
+}
+
+fn removed() -> ttrpc::Error {
+    ttrpc::error::get_rpc_status(Code::UNAVAILABLE, "the store has been removed")
 }
 
 fn event(kind: Kind, record: Option<Record>) -> api::WatchResponse {

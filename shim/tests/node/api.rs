@@ -202,6 +202,46 @@ fn a_watch_misses_nothing_of_many_at_once() {
     node.assert_empty();
 }
 
+/// The node has 128 for all of root's programs.
+#[test]
+fn all_watches_share_one_inotify_instance() {
+    let node = Node::new();
+    let serve = Serve::start(&node, &[]);
+    let descriptors = || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", serve.0.as_ref().unwrap().id())).unwrap();
+        let is_inotify = |file: &std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_link(file.as_ref().unwrap().path())
+                .is_ok_and(|target| target.to_string_lossy() == "anon_inode:inotify")
+        };
+        files.filter(is_inotify).count()
+    };
+    block_on(async {
+        let mut open = Vec::new();
+        for _ in 0..150 {
+            let client = client(&node).await;
+            let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
+            assert_eq!(events.recv().await.unwrap().unwrap().kind.unwrap(), Kind::SYNCED);
+            open.push((client, events));
+        }
+        assert_eq!(descriptors(), 2, "one, and the same for the event loop");
+        node.add("a");
+        for (_, events) in &mut open {
+            let event = events.recv().await.unwrap().unwrap();
+            assert_eq!((event.kind.unwrap(), event.attachment.container_id.as_str()), (Kind::ATTACHED, "a"));
+        }
+        node.weft(&["cleanup"]);
+        for (_, events) in &mut open {
+            while let Ok(Some(event)) = events.recv().await {
+                assert_eq!(event.kind.unwrap(), Kind::DETACHED);
+            }
+        }
+    });
+    wait_until("nobody watches", || descriptors() == 0);
+    assert!(!node.run_dir().join("store").exists(), "nobody has made it anew");
+    // The cleanup has removed the socket of a server that still runs; it removes it too.
+    std::fs::write(node.run_dir().join("weft.sock"), "").unwrap();
+}
+
 #[test]
 fn a_deadline_ends_a_call_and_nothing_is_left_half_made() {
     let node = Node::new();
