@@ -77,6 +77,26 @@ fn a_full_range_spills_into_the_next_of_its_family() {
 }
 
 #[test]
+fn ranges_of_every_size_serve_pods() {
+    let node = Node::new();
+    let sizes = [
+        ("10.88.0.0/30", "10.88.0.2"),
+        ("10.89.0.0/24", "10.89.0.2"),
+        ("10.90.0.0/16", "10.90.0.2"),
+        ("11.0.0.0/8", "11.0.0.2"),
+        ("fd00:88::/126", "fd00:88::2"),
+        ("fd00:89::/64", "fd00:89::2"),
+        ("fc00::/8", "fc00::2"),
+    ];
+    for (n, (subnet, address)) in sizes.iter().enumerate() {
+        let conf = network(&format!("n{n}"), &[subnet]);
+        assert_eq!(add(&node, &format!("p{n}"), "eth0", &conf).addresses(), [*address], "{subnet}");
+        assert!(pings(&node.host, address), "{subnet}");
+    }
+    node.weft(&["cleanup"]);
+}
+
+#[test]
 fn ipv6_alone() {
     let node = Node::new();
     let conf = network("six", &["fd00:88::/64"]);
