@@ -282,6 +282,67 @@ fn ctr_runs_a_container_with_and_without_a_network() {
 }
 
 #[test]
+fn a_pod_has_the_addresses_that_its_annotations_ask_for() {
+    let weft_config = "[network.default]\nranges = [{ subnet = \"10.87.0.0/24\" }]\n";
+    let node = Node::start_with(NodeSpec { weft_config: weft_config.into(), ..NodeSpec::new(Subject::Weft) });
+    let asks = |name: &str| {
+        PodSpec::new(name)
+            .annotation("weft.dev/ips", "10.88.0.50, fd00:88::50")
+            .annotation("weft.dev/mac", "02:00:00:00:00:50")
+    };
+    let pod = node.run_pod(&asks("a"));
+    let wanted: [IpAddr; 2] = ["10.88.0.50", "fd00:88::50"].map(|ip| ip.parse().expect("an address"));
+    assert_eq!(pod.ips(), wanted);
+    let main = pod.run(&ContainerSpec::new("main", image::BUSYBOX));
+    let mac = main.exec(&["cat", "/sys/class/net/eth0/address"]);
+    assert_eq!(mac.trim(), "02:00:00:00:00:50");
+    let other = node.run_pod(&PodSpec::new("other"));
+    let ping = other.run(&ContainerSpec::new("main", image::BUSYBOX));
+    assert!(ping.exec(&["ping", "-c", "1", "-W", "5", "10.88.0.50"]).contains("1 packets received"));
+    let Err(why) = node.try_run_pod(&asks("b")) else { panic!("the address is taken") };
+    assert!(why.contains("address 10.88.0.50 is leased to interface eth0 of container"), "{why}");
+    let mut ctr = node.ctr(&["run", "--rm", "--runtime", "io.containerd.weft.v1"]);
+    ctr.args(["--annotation", "weft.dev/network=default", "--annotation", "weft.dev/ips=10.87.0.9"]);
+    let told = run(ctr.args([image::BUSYBOX, "c1", "ip", "-o", "addr"]));
+    assert!(told.contains("10.87.0.9/32"), "{told}");
+    node.finish();
+}
+
+/// containerd and the shims die, and the namespaces with them: no DEL, no delete, nobody who knows the pods. When
+/// containerd comes back, it takes down what it remembers, and CNI DEL of what is long gone succeeds.
+#[test]
+fn one_reconcile_frees_what_a_dead_node_has_left() {
+    let node = Node::start(Subject::Weft);
+    let pods: Vec<Pod> = ["a", "b", "c"].iter().map(|name| node.run_pod(&PodSpec::new(name))).collect();
+    let paths: Vec<_> = pods.iter().map(|pod| pod.netns().to_owned()).collect();
+    let reconcile = || -> Value {
+        let report = run(node.command("weft").args(["reconcile", "-o", "json"]));
+        serde_json::from_str(&report).expect("weft prints JSON")
+    };
+    assert_eq!(reconcile()["kept"], 3, "living pods stay");
+    node.stop_containerd(Signal::SIGKILL);
+    for pod in &pods {
+        assert_eq!(node.signal(Signal::SIGKILL, &["containerd-shim-weft-v1", "-id", pod.id()]), 1);
+    }
+    for path in &paths {
+        run(node.command("umount").arg(path));
+    }
+    let mut freed = 0;
+    wait_until(SOON, "all three are freed", || {
+        freed += reconcile()["freed"].as_array().map_or(0, Vec::len);
+        freed == 3
+    });
+    assert_eq!(run(node.command("weft").args(["pods", "-o", "json"])).trim(), "[]");
+    node.start_containerd();
+    let again = node.run_pod(&PodSpec::new("again"));
+    assert!(!again.ips().is_empty());
+    for pod in pods {
+        node.crictl(&["rmp", "--force", pod.id()]);
+    }
+    node.finish();
+}
+
+#[test]
 fn a_pod_without_a_network_fails_with_the_plugins_own_words() {
     let conflist = json!({
         "cniVersion": "1.1.0", "name": "small",
