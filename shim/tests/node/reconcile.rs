@@ -48,7 +48,7 @@ fn dies(node: &Node, pods: &[&str]) {
 }
 
 /// An ADD for the pod "a" that has stopped at a step.
-fn stopped_at(node: &Node, step: &str) -> Child {
+fn stopped_at(node: &Node, step: &str) -> Stopped {
     let input = node.dir.path().join("conf");
     std::fs::write(&input, conf().to_string()).unwrap();
     let mut command = node.command(env!("CARGO_BIN_EXE_weft-cni"));
@@ -60,13 +60,29 @@ fn stopped_at(node: &Node, step: &str) -> Child {
     command.env("CNI_NETNS", node.pod("a")).env("WEFT_STOPPOINT", step).stdout(Stdio::piped());
     command.stdin(std::fs::File::open(&input).unwrap());
     let add = node.host.run(|| command.spawn().unwrap()).unwrap();
-    let stat = format!("/proc/{}/stat", add.id());
+    let add = Stopped(add);
+    let stat = format!("/proc/{}/stat", add.0.id());
     wait_until("ADD has stopped", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
     add
 }
 
-fn signal(process: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(process.id()).unwrap()), signal).unwrap();
+/// A stopped process; a test that fails does not leave it behind.
+struct Stopped(Child);
+
+impl Stopped {
+    /// Lets it go on; whether it succeeds, and what it answers.
+    fn goes_on(mut self) -> (bool, Value) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGCONT).unwrap();
+        let answer = serde_json::from_reader(self.0.stdout.take().unwrap()).unwrap();
+        (self.0.wait().unwrap().success(), answer)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 #[test]
@@ -116,19 +132,15 @@ fn an_attach_that_is_under_way_is_left_alone() {
         let (report, code) = node.reconcile(&[]);
         assert_eq!((&report["kept"], freed(&report), code), (&json!(1), vec![], 0), "{step}");
         assert_eq!(everything(&node), before, "{step}");
-        signal(&add, Signal::SIGCONT);
-        let output = add.wait_with_output().unwrap();
-        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(output.status.success(), "{step}: {result}");
+        let (done, result) = add.goes_on();
+        assert!(done, "{step}: {result}");
         let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
         assert!(pings(&node.host, &address), "{step}");
         assert!(node.cni("DEL", "a", &conf()).status.success());
         node.remove_pod("a");
         node.assert_empty();
         // And one that was stopped and then killed is a killed one.
-        let mut add = stopped_at(&node, step);
-        signal(&add, Signal::SIGKILL);
-        add.wait().unwrap();
+        drop(stopped_at(&node, step));
         assert_eq!(freed(&node.reconcile(&[]).0), [("a", "its attach was killed")], "{step}");
         node.remove_pod("a");
         node.assert_empty();
@@ -153,8 +165,7 @@ fn del_waits_for_an_add_of_the_same_interface() {
     wait_until("DEL waits", || std::fs::read_dir(&tasks).is_ok_and(|tasks| tasks.count() == 2));
     let other = node.add("b");
     assert!(pings(&node.host, &other.addresses()[0]), "another interface waits for nobody");
-    signal(&add, Signal::SIGCONT);
-    assert!(add.wait_with_output().unwrap().status.success());
+    assert!(add.goes_on().0);
     assert!(del.wait().unwrap().success());
     assert_eq!(node.ip_in_pod("a", &["link", "show"]).as_array().unwrap().len(), 1, "only lo");
     assert!(node.cni("DEL", "b", &conf()).status.success());
@@ -271,9 +282,8 @@ fn a_pair_that_is_made_for_another_store_is_left_alone() {
     command.args(["reconcile", "-o", "json"]).env("WEFT_RUN_DIR", node.dir.path().join("other"));
     let report: Value = serde_json::from_slice(&node.run(&mut command, "").stdout).unwrap();
     assert_eq!((&report["foreign"], &report["links"]), (&json!(link), &json!([])));
-    signal(&add, Signal::SIGCONT);
-    let output = add.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let (done, result) = add.goes_on();
+    assert!(done, "{result}");
     assert!(pings(&node.host, "10.88.0.2"));
     node.cni("DEL", "a", &conf());
     node.assert_empty();
