@@ -1,12 +1,9 @@
 //! critest with weft as a handler, with weft as the default runtime, and on the reference: all with the same list of what cannot be
 //! tried on this machine.
 
-#![expect(clippy::expect_used, reason = "a test that cannot go on panics")]
-
 use std::sync::OnceLock;
 
-use serde_json::{Value, json};
-use weft_conformance::{Node, NodeSpec, Outcome, Outcomes, Subject, critest, skip_list, weft_conflist};
+use weft_conformance::{Node, NodeSpec, Outcome, Outcomes, Subject, critest, skip_list};
 
 fn outcomes(spec: NodeSpec, handler: Option<&str>) -> Outcomes {
     let node = Node::start_with(spec);
@@ -19,16 +16,6 @@ fn outcomes(spec: NodeSpec, handler: Option<&str>) -> Outcomes {
 fn reference() -> &'static Outcomes {
     static OUTCOMES: OnceLock<Outcomes> = OnceLock::new();
     OUTCOMES.get_or_init(|| outcomes(NodeSpec::new(Subject::Reference), Some("runc")))
-}
-
-/// weft's network with host ports by the reference plugin, chained behind it.
-fn chain() -> Value {
-    let mut chain = weft_conflist();
-    let plugins = chain["plugins"].as_array_mut().expect("a list of plugins");
-    plugins[0]["capabilities"]["portMappings"] = json!(false);
-    plugins
-        .push(json!({ "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } }));
-    chain
 }
 
 /// Every spec but the listed ones passes on weft; what a person reads if not names what the reference did.
@@ -52,19 +39,19 @@ fn all_pass(weft: &Outcomes) {
 
 #[test]
 fn critest_passes_with_weft_as_a_handler() {
-    let spec = NodeSpec { conflist: Some(chain()), ..NodeSpec::new(Subject::Weft) };
+    let spec = NodeSpec::new(Subject::Weft);
     all_pass(&outcomes(spec, Some("weft")));
 }
 
 #[test]
 fn critest_passes_with_weft_as_the_default_runtime() {
-    let spec = NodeSpec { conflist: Some(chain()), default_handler: "weft", ..NodeSpec::new(Subject::Weft) };
+    let spec = NodeSpec { default_handler: "weft", ..NodeSpec::new(Subject::Weft) };
     all_pass(&outcomes(spec, None));
 }
 
 #[test]
 fn critest_passes_with_weft_under_the_default_sandboxer() {
-    let spec = NodeSpec { conflist: Some(chain()), ..NodeSpec::new(Subject::Weft) };
+    let spec = NodeSpec::new(Subject::Weft);
     all_pass(&outcomes(spec, Some("weft-podsandbox")));
 }
 

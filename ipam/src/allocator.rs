@@ -13,7 +13,6 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::Bound;
 
-use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::error::Error;
@@ -27,35 +26,6 @@ use crate::store::{ReadTxn, WriteTxn, failed};
 /// the store would grow by a row with every pod that a /64 ever had. Small ranges never get there.
 const REMEMBERED: u64 = 4096;
 
-/// How full a range is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// The subnet of the range.
-    pub subnet: IpNet,
-    /// Addresses that may be leased.
-    pub total: u128,
-    /// How many of them are leased; the others are free.
-    pub used: u128,
-    /// How many of the free ones were freed so recently that others are preferred.
-    pub cooling: u128,
-}
-
-/// How full the addresses between two are, of which some has been leased since the boot: a range in use, whether or not the
-/// configuration still has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fill {
-    /// The first address of the range.
-    pub first: IpAddr,
-    /// The last one.
-    pub last: IpAddr,
-    /// Addresses that may be leased.
-    pub total: u128,
-    /// How many of them are leased; the others are free.
-    pub used: u128,
-    /// How many of the free ones were freed so recently that others are preferred.
-    pub cooling: u128,
-}
-
 /// An address that was chosen, and the pool that it is in.
 pub(crate) struct Pick {
     pub(crate) pool: Pool,
@@ -65,75 +35,19 @@ pub(crate) struct Pick {
 }
 
 /// What the address rows say about a span.
-struct Survey {
-    leased: u64,
+pub(crate) struct Survey {
+    pub(crate) leased: u64,
     /// In the order of freeing.
-    freed: Vec<Freed>,
+    pub(crate) freed: Vec<Freed>,
 }
 
 impl ReadTxn<'_> {
-    /// How full each of the ranges is, in the same order.
-    ///
-    /// # Errors
-    /// [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
-    pub fn usage(&self, ranges: &[Range]) -> Result<Vec<Usage>, Error> {
-        let now = now()?;
-        let warm = |freed: &Freed| !self.cooled(freed, now);
-        let usage = |range: &Range| {
-            let (used, cooling) = match self.pool(range.span())? {
-                Some(pool) => (pool.leased, pool.tail - self.first_warm(&pool, now)?),
-                None => {
-                    let survey = self.survey(range.span())?;
-                    (survey.leased, survey.freed.iter().filter(|freed| warm(freed)).count() as u64)
-                }
-            };
-            let (used, cooling) = (used.into(), cooling.into());
-            Ok(Usage { subnet: range.subnet(), total: range.capacity(), used, cooling })
-        };
-        ranges.iter().map(usage).collect()
-    }
-
-    /// How full every range is that was leased from since the boot, in the order of their addresses, IPv4 first.
-    ///
-    /// # Errors
-    /// As of [`ReadTxn::usage`].
-    pub fn fills(&self) -> Result<Vec<Fill>, Error> {
-        let now = now()?;
-        let fill = |pool: Pool| {
-            let Span { family, first, last, .. } = pool.span;
-            let at = |ip| address(family, ip).ok_or_else(|| Table::Pool.damaged(&pool.key()));
-            Ok(Fill {
-                first: at(first)?,
-                last: at(last)?,
-                total: pool.span.len(),
-                used: pool.leased.into(),
-                cooling: (pool.tail - self.first_warm(&pool, now)?).into(),
-            })
-        };
-        self.pools(|_| true)?.into_iter().map(fill).collect()
-    }
-
-    /// Every leased address and whose it is, in their order, IPv4 first: the leases from the other end.
-    ///
-    /// # Errors
-    /// [`Error::Transaction`], [`Error::Damaged`].
-    pub fn holders(&self) -> Result<Vec<(IpAddr, Owner)>, Error> {
-        let mut holders = Vec::new();
-        for row in self.rows_under(&[Table::Address as u8])? {
-            let (key, value) = row?;
-            if let Address::Leased(owner) = Address::decode(key, value)? {
-                holders.push((Address::at(key)?, owner));
-            }
-        }
-        Ok(holders)
-    }
-
-    fn cooled(&self, freed: &Freed, now: u64) -> bool {
+    pub(crate) fn cooled(&self, freed: &Freed, now: u64) -> bool {
         u128::from(now.saturating_sub(freed.at)) >= self.store.cool_down.as_nanos()
     }
 
     /// The sequence number of the first address that is still warm: they are sorted by the time of freeing.
-    fn first_warm(&self, pool: &Pool, now: u64) -> Result<u64, Error> {
+    pub(crate) fn first_warm(&self, pool: &Pool, now: u64) -> Result<u64, Error> {
         let (mut low, mut high) = (pool.head, pool.tail);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -170,7 +84,7 @@ impl ReadTxn<'_> {
     }
 
     /// The pool of exactly these addresses.
-    fn pool(&self, span: &Span) -> Result<Option<Pool>, Error> {
+    pub(crate) fn pool(&self, span: &Span) -> Result<Option<Pool>, Error> {
         let key = Table::Pool.of_ip(span.family, span.first);
         let value = self.get(&key)?;
         let pool = value.map(|value| Pool::decode(&key, value)).transpose()?;
@@ -178,13 +92,13 @@ impl ReadTxn<'_> {
     }
 
     /// All pools that `keep` wants; a node has as many as its networks have ranges.
-    fn pools(&self, keep: impl Fn(&Span) -> bool) -> Result<Vec<Pool>, Error> {
+    pub(crate) fn pools(&self, keep: impl Fn(&Span) -> bool) -> Result<Vec<Pool>, Error> {
         let rows = self.rows_under(&[Table::Pool as u8])?;
         let pools = rows.map(|row| row.and_then(|(key, value)| Pool::decode(key, value)));
         pools.filter(|pool| pool.as_ref().map_or(true, |pool| keep(&pool.span))).collect()
     }
 
-    fn survey(&self, span: &Span) -> Result<Survey, Error> {
+    pub(crate) fn survey(&self, span: &Span) -> Result<Survey, Error> {
         let [from, to] = [span.first, span.last].map(|ip| Table::Address.of_ip(span.family, ip));
         let within = (Bound::Included(&from[..]), Bound::Included(&to[..]));
         let mut survey = Survey { leased: 0, freed: Vec::new() };
@@ -409,7 +323,7 @@ fn exhausted(network: &str, family: Family, pools: &[Pool]) -> Error {
 
 /// Nanoseconds since boot, time in suspend too: unlike wall-clock time it never goes back, and it ends with the
 /// rows that it is written to.
-fn now() -> Result<u64, Error> {
+pub(crate) fn now() -> Result<u64, Error> {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(Error::Clock)?;
     Ok((time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64))
 }

@@ -14,11 +14,12 @@ mod error;
 mod exact;
 mod lease;
 mod range;
+mod report;
 mod row;
 mod store;
 
-pub use allocator::{Fill, Usage};
 pub use error::Error;
 pub use lease::{Lease, Owner};
 pub use range::{Family, Range, RangeError, RangeSpec};
+pub use report::{Fill, Usage};
 pub use store::{COOL_DOWN, ReadTxn, Store, WriteTxn};

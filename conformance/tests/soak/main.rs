@@ -161,7 +161,13 @@ impl<'n> Arm<'n> {
     /// (`podSandboxStats` in internal/cri/server/sandbox_stats_linux.go of 2.4.2), whatever the runtime: that one is asked for again.
     fn stats_of_pods(&self) -> Result<String, String> {
         let ask = || self.crictl(&["statsp", "--output", "json"]);
-        ask().or_else(|why| if why.contains("unknown FS magic") { ask() } else { Err(why) })
+        ask().or_else(|why| {
+            if why.contains("unknown FS magic") || why.contains("failed to Statfs") {
+                ask()
+            } else {
+                Err(why)
+            }
+        })
     }
 
     fn must_be_clean(&mut self, round: u64) {

@@ -12,6 +12,7 @@ pub(super) fn attachment(record: Record) -> api::Attachment {
         interface: record.interface,
         network: record.network,
         state: match record.state {
+            _ if record.tombstone.is_some() => api::State::DETACHING,
             State::Attaching => api::State::ATTACHING,
             State::Attached => api::State::ATTACHED,
             State::Detaching => api::State::DETACHING,

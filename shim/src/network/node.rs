@@ -10,7 +10,7 @@ use crate::cni;
 use crate::config::Config;
 use crate::error::chain;
 use crate::proto::network as api;
-use crate::record::{Record, State};
+use crate::record::Record;
 use crate::state::Ledger;
 
 /// Reads the pins, the store and the configuration, and changes none of them.
@@ -20,7 +20,7 @@ use crate::state::Ledger;
 pub(crate) fn status(config: &Config) -> Result<api::NodeStatusResponse, Error> {
     let ledger = Ledger::open(config)?;
     let records = ledger.records()?;
-    let attached = records.iter().filter(|record| record.state == State::Attached).count();
+    let attached = records.iter().filter(|record| record.is_attached()).count();
     let fills = ledger.view()?.fills().map_err(|source| ledger.failed(source))?;
     let mut answer = api::NodeStatusResponse {
         version: env!("CARGO_PKG_VERSION").into(),

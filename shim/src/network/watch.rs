@@ -30,7 +30,7 @@ use crate::error::status;
 use crate::pod;
 use crate::proto::network as api;
 use crate::proto::network::watch_response::Kind;
-use crate::record::{Record, State};
+use crate::record::Record;
 use crate::state::Ledger;
 
 /// How long at most nothing is told. A client that went away is noticed when it is told something.
@@ -220,7 +220,7 @@ fn changes(
             continue;
         }
         let record = Record::decode(&owner, &bytes)?;
-        if record.state != State::Attached || !seen(&record) {
+        if !record.is_attached() || !seen(&record) {
             continue;
         }
         match known.get(&owner) {

@@ -95,7 +95,7 @@ fn leftovers(records: &[Record]) -> Finding {
         names.iter().filter(is_weft).map(String::as_str).filter(|name| !known.contains(name)).collect();
     let lost: Vec<&str> = records
         .iter()
-        .filter(|record| record.state == State::Attached && !names.contains(&record.host_link))
+        .filter(|record| record.is_attached() && !names.contains(&record.host_link))
         .map(|record| record.container.as_str())
         .collect();
     if !lost.is_empty() {
