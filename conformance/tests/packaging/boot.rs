@@ -156,3 +156,32 @@ fn a_removal_spares_pods_that_are_attached_and_leaves_nothing_else() {
     assert!(!node.succeeds("test -e /run/weft"), "{}", node.run("find /run/weft"));
     assert_eq!(node.run("systemctl list-units --all --plain --no-legend weft*"), "");
 }
+
+/// In place of a service that loads rules of its own.
+const NFTABLES: &str = "
+[Service]
+Type=oneshot
+ExecStart=/bin/true
+";
+
+#[test]
+#[ignore = "by make test-packages"]
+fn a_pod_that_is_gone_is_freed_by_the_unit_that_reconciles() {
+    let root = Root::with_deb();
+    fs::write(root.path("/etc/systemd/system/nftables.service"), NFTABLES).unwrap();
+    let node = Booted::new(root, Bpffs::Mounted);
+    let link = attach(&node, "a");
+    attach(&node, "b");
+    attach(&node, "c");
+    // As after the death of everybody who knew of the pod.
+    node.run("ip netns del a");
+    node.run("systemctl start nftables.service");
+    wait_until(Duration::from_secs(20), "the start of nftables.service starts weft-reconcile.service", || {
+        node.run("systemctl show --property=ExecMainExitTimestampMonotonic --value weft-reconcile.service") != "0\n"
+    });
+    assert_eq!(node.run("systemctl show --property=Result --value weft-reconcile.service"), "success\n");
+    let pods: Value = serde_json::from_str(&node.run("weft pods -o json")).unwrap();
+    assert_eq!(pods.as_array().unwrap().len(), 2, "{pods}");
+    assert!(!node.run("ip route").contains(&link), "{link}");
+    assert!(reaches(&node, "b", "10.88.0.4"));
+}
