@@ -7,7 +7,8 @@
 #   install.sh list       prints `files` with its @names@ filled in
 #
 # Environment: DESTDIR; PREFIX, by default /usr/local; CNI_BIN_DIR, the folder of the CNI plugins, by default /opt/cni/bin;
-# CNI_LINK_DIR, another such folder, which gets a link; BIN_DIR, where the built programs are.
+# CNI_LINK_DIR, another such folder, which gets a link; ZSH_DIR, where zsh looks for completions, by default
+# PREFIX/share/zsh/site-functions; BIN_DIR, where the built programs are.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,16 +16,25 @@ root=${DESTDIR:-}
 root=${root%/}
 prefix=${PREFIX:-/usr/local}
 cnidir=${CNI_BIN_DIR:-/opt/cni/bin}
+zshdir=${ZSH_DIR:-$prefix/share/zsh/site-functions}
 # The book: `file PATH`, `config SUM PATH` and `folder PATH`, of what was made here and by earlier versions.
 book=$prefix/share/weft/installed
 
 expand() {
     sed -e "s|@bindir@|$prefix/bin|g" -e "s|@libdir@|$prefix/lib|g" -e "s|@datadir@|$prefix/share/weft|g" \
-        -e "s|@docdir@|$prefix/share/doc/weft|g" -e "s|@cnidir@|$cnidir|g" "$@"
+        -e "s|@docdir@|$prefix/share/doc/weft|g" -e "s|@sharedir@|$prefix/share|g" -e "s|@zshdir@|$zshdir|g" \
+        -e "s|@cnidir@|$cnidir|g" "$@"
 }
 
+# A row `pages` becomes a row `page` for each.
 table() {
-    expand "$here/files" | sed '/^#/d'
+    "$BIN_DIR/weft" man "$scratch/pages"
+    expand "$here/files" | sed '/^#/d' | while read -r kind mode source destination; do
+        case $kind in
+        pages) find "$scratch/pages" -type f -printf "page $mode %f $destination/%f\n" | sort ;;
+        *) echo "$kind $mode $source $destination" ;;
+        esac
+    done
     if [ -n "${CNI_LINK_DIR:-}" ]; then echo "link - $cnidir/weft $CNI_LINK_DIR/weft"; fi
 }
 
@@ -51,6 +61,12 @@ put() {
     case $kind in
     program) install -m "$mode" "$BIN_DIR/$source" "$new" ;;
     link) ln -s "$source" "$new" ;;
+    page) install -m "$mode" "$scratch/pages/$source" "$new" ;;
+    says)
+        # shellcheck disable=SC2046 # words
+        "$BIN_DIR/weft" $(echo "$source" | tr : ' ') >"$new"
+        chmod "$mode" "$new"
+        ;;
     *)
         expand "$here/$source" >"$new"
         chmod "$mode" "$new"
@@ -116,8 +132,10 @@ uninstall() {
     done
 }
 
-notes=$(mktemp)
-trap 'rm -f "$notes"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+notes=$scratch/notes
+: >"$notes"
 case ${1:-} in
 list) table ;;
 stage) stage stage ;;

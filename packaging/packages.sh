@@ -16,31 +16,36 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || stat -c %Y "$here/../CHANGELOG.md")}
 export SOURCE_DATE_EPOCH
 
-# stage FOLDER CNI_LINK_DIR: a tree as the package has it. Where a distribution's own containerd looks for CNI plugins there is
-# a link to the folder where all others do.
+export PREFIX=/usr BIN_DIR="$bin"
+
+# stage FOLDER: a tree as the package has it.
 stage() {
-    DESTDIR=$1 PREFIX=/usr CNI_LINK_DIR=$2 BIN_DIR=$bin "$here/install.sh" stage
+    DESTDIR=$1 "$here/install.sh" stage
     find "$1" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 }
 
+# Where a distribution's own containerd looks for CNI plugins there is a link to the folder where all others do.
+
 deb() {
     architecture=$(dpkg --print-architecture)
-    stage "$work/deb" /usr/lib/cni
+    export CNI_LINK_DIR=/usr/lib/cni ZSH_DIR=/usr/share/zsh/vendor-completions
+    stage "$work/deb"
     size=$(du -sk --apparent-size "$work/deb" | cut -f1)
     mkdir "$work/deb/DEBIAN"
     sed -e "s/@version@/$version/" -e "s/@architecture@/$architecture/" -e "s/@size@/$size/" "$here/deb/control" >"$work/deb/DEBIAN/control"
-    PREFIX=/usr "$here/install.sh" list | awk '$1 == "config" { print $4 }' >"$work/deb/DEBIAN/conffiles"
+    "$here/install.sh" list | awk '$1 == "config" { print $4 }' >"$work/deb/DEBIAN/conffiles"
     install -m 755 "$here/deb/postinst" "$here/deb/prerm" "$here/deb/postrm" "$work/deb/DEBIAN/"
     dpkg-deb --root-owner-group --build "$work/deb" "$out/weft_${version}_$architecture.deb" >"$work/log"
     echo "$out/weft_${version}_$architecture.deb"
 }
 
 rpm() {
-    stage "$work/rpm" /usr/libexec/cni
+    export CNI_LINK_DIR=/usr/libexec/cni ZSH_DIR=/usr/share/zsh/site-functions
+    stage "$work/rpm"
     # Folders that are the distribution's own are left out; others, it is no harm to have beside another package.
     (cd "$work/rpm" && find . -type d \( -path '*weft*' -o -path '*cni*' -o -path '*containerd*' -o -path '*NetworkManager*' \
-        -o -name '*.wants' \)) | sed 's|^\.|%dir |' >"$work/list"
-    PREFIX=/usr CNI_LINK_DIR=/usr/libexec/cni "$here/install.sh" list |
+        -o -path '*completion*' -o -path '*/zsh*' -o -path '*/fish*' -o -name '*.wants' \)) | sed 's|^\.|%dir |' >"$work/list"
+    "$here/install.sh" list |
         awk '{ print ($1 == "config" ? "%config(noreplace) " : "") $4 }' >>"$work/list"
     rpmbuild -bb --quiet --define "_topdir $work/rpmbuild" --define "_rpmdir $out" --define "_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" \
         --define "version $version" --define "stage $work/rpm" --define "list $work/list" \

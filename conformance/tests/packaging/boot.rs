@@ -176,12 +176,41 @@ fn a_pod_that_is_gone_is_freed_by_the_unit_that_reconciles() {
     // As after the death of everybody who knew of the pod.
     node.run("ip netns del a");
     node.run("systemctl start nftables.service");
-    wait_until(Duration::from_secs(20), "the start of nftables.service starts weft-reconcile.service", || {
-        node.run("systemctl show --property=ExecMainExitTimestampMonotonic --value weft-reconcile.service") != "0\n"
-    });
+    wait_until(
+        Duration::from_secs(20),
+        "the start of nftables.service starts weft-reconcile.service",
+        || {
+            node.run(
+                "systemctl show --property=ExecMainExitTimestampMonotonic --value weft-reconcile.service",
+            ) != "0\n"
+        },
+    );
     assert_eq!(node.run("systemctl show --property=Result --value weft-reconcile.service"), "success\n");
     let pods: Value = serde_json::from_str(&node.run("weft pods -o json")).unwrap();
     assert_eq!(pods.as_array().unwrap().len(), 2, "{pods}");
     assert!(!node.run("ip route").contains(&link), "{link}");
     assert!(reaches(&node, "b", "10.88.0.4"));
+}
+
+#[test]
+#[ignore = "by make test-packages"]
+fn the_socket_starts_what_answers_and_that_ends_when_nobody_asks() {
+    let root = Root::with_deb();
+    let drop_in = root.path("/etc/systemd/system/weft.service.d");
+    fs::create_dir(&drop_in).unwrap();
+    fs::write(drop_in.join("idle.conf"), "[Service]\nExecStart=\nExecStart=/usr/bin/weft serve --idle 2\n")
+        .unwrap();
+    let node = Booted::new(root, Bpffs::Mounted);
+    attach(&node, "a");
+    for _ in 0..2 {
+        assert!(!node.succeeds("systemctl is-active --quiet weft.service"), "nobody has asked");
+        let pods: Value = serde_json::from_str(&node.run("weft pods -o json")).unwrap();
+        assert_eq!(pods.as_array().unwrap().len(), 1, "{pods}");
+        assert_eq!(node.run("systemctl is-active weft.service"), "active\n");
+        wait_until(Duration::from_secs(20), "it ends", || {
+            !node.succeeds("systemctl is-active --quiet weft.service")
+        });
+        assert_eq!(node.run("systemctl show --property=Result --value weft.service"), "success\n");
+        assert_eq!(node.run("systemctl is-active weft.socket"), "active\n");
+    }
 }

@@ -12,10 +12,11 @@ use crate::tree::{changed, table};
 
 const CONFIG: &str = "/etc/weft/config.toml";
 
-/// Files, programs, units; `cni_link` is where the distribution's containerd looks.
-fn smoke(root: &Root, cni_link: &str) {
+/// Files, programs, units; `cni_link` is where the distribution's containerd looks, `zsh` where its zsh does.
+fn smoke(root: &Root, cni_link: &str, zsh: &str) {
     let listing = root.listing();
     for [kind, mode, source, path] in table("/usr") {
+        let path = if path.ends_with("/_weft") { zsh.to_owned() } else { path };
         let want = if kind == "link" { format!("link to {source}") } else { format!("100{mode} 0:0") };
         assert_eq!(listing.get(&path), Some(&want), "{path}");
     }
@@ -59,7 +60,7 @@ fn the_deb_in_a_clean_root() {
     let root = Root::new();
     let before = root.listing();
     root.install_deb();
-    smoke(&root, "/usr/lib/cni/weft");
+    smoke(&root, "/usr/lib/cni/weft", "/usr/share/zsh/vendor-completions/_weft");
 
     // What an administrator changed and switched off stays so, also when the package is installed again.
     fs::write(root.path(CONFIG), "fast_path = false\n").unwrap();
@@ -103,7 +104,7 @@ fn the_rpm_in_a_clean_root() {
     let before = root.listing();
     let (installed, said) = rpm(&["--install", "--nodeps", package]);
     assert!(installed, "{said}");
-    smoke(&root, "/usr/libexec/cni/weft");
+    smoke(&root, "/usr/libexec/cni/weft", "/usr/share/zsh/site-functions/_weft");
     assert_eq!(rpm(&["--verify", "--nodeps", "weft"]), (true, String::new()));
 
     fs::write(root.path(CONFIG), "fast_path = false\n").unwrap();

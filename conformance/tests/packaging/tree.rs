@@ -102,7 +102,9 @@ impl Tree {
 /// The rows of packaging/files as they are installed: kind, mode, source, destination.
 pub(crate) fn table(prefix: &str) -> Vec<[String; 4]> {
     let script = checkout().join("packaging/install.sh");
-    let text = weft_conformance::run(Command::new(script).arg("list").env("PREFIX", prefix));
+    let text = weft_conformance::run(
+        Command::new(script).arg("list").env("PREFIX", prefix).env("BIN_DIR", binaries()),
+    );
     let rows = text.lines().map(|line| {
         let row: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         row.try_into().unwrap()
