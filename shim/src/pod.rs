@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use futures_util::future::try_join;
 use ipnet::IpNet;
 use weft_ipam::{Owner, Range};
-use weft_netns::{NetNs, Netlink};
+use weft_netns::{NetNs, Netlink, sysctl};
 
 use crate::asked::Asked;
 use crate::bandwidth::{self, Bandwidth};
@@ -254,6 +254,7 @@ async fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
 /// On the host: a route to each address, and the pod as a permanent neighbour behind it.
 async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
     let step = "route to the pod";
+    record.host_link.parse().and_then(|link| sysctl::refuse_routers(&link)).map_err(kernel(step))?;
     host.set_up_silent(record.host_index).await.map_err(kernel(step))?;
     let mac = record.mac.parse().map_err(kernel(step))?;
     for address in &record.addresses {

@@ -17,4 +17,5 @@ mod network;
 mod networks;
 mod ports;
 mod reconcile;
+mod router;
 mod serve;
