@@ -13,6 +13,7 @@ mod man;
 mod metrics;
 mod node;
 mod pod;
+mod ports;
 mod reconcile;
 mod serve;
 mod show;
@@ -121,6 +122,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Status => status::print(&Node::reach(&config).await, format, out).await,
             Verb::Pods(pods) => show::pods(&Node::reach(&config).await, pods, format, out).await,
             Verb::Pod(pod) => pod::print(&Node::reach(&config).await, &pod.pod, format, out).await,
+            Verb::Ports => ports::print(&Node::reach(&config).await, format, out).await,
             Verb::Ipam(verb) => ipam::run(&config, verb, format, out).await,
             Verb::Doctor(doctor) => doctor::run(&config, doctor, format, out).await,
             Verb::Capture(capture) => capture::run(&config, capture, out).await,
@@ -154,7 +156,7 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        let commands = "status pods pod ipam doctor capture init reconcile serve cleanup version completion";
+        let commands = "status pods pod ports ipam doctor capture init reconcile serve cleanup version completion";
         for command in commands.split(' ') {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }

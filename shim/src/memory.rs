@@ -1,7 +1,8 @@
 //! What a call needed goes back to the node after it.
 //!
 //! A daemon works for some milliseconds and then waits for hours. Of the memory that a container's life takes, a parsed
-//! `config.json` above all, glibc keeps everything: a quarter of a megabyte, of which 70 kB are in use.
+//! `config.json` above all, glibc keeps everything: a quarter of a megabyte, of which 70 kB are in use. The stack stays as deep as
+//! it has ever been: 64 kB, of which 16 are in use.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(crate) fn give_back_soon() {
             tokio::time::sleep(QUIET).await;
             IS_DUE.store(false, Ordering::Relaxed);
             give_back();
+            give_back_stack();
         }));
     }
 }
@@ -38,3 +40,17 @@ fn give_back() {
 /// Other C libraries return free memory by themselves, or have no call for it.
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
+
+/// What is left alone below the frame that calls: the frames of this function and of the call that it makes.
+const MARGIN: usize = 8 * 1024;
+/// As deep as calls go; the kernel keeps the mappings of others farther away (`stack_guard_gap` and `mmap_base`).
+const DEPTH: usize = 128 * 1024;
+
+/// The pages of the stack that a deep call has used once and nobody uses now.
+fn give_back_stack() {
+    let frame = 0_u8;
+    let here = std::ptr::from_ref(&frame).cast_mut().cast::<libc::c_void>();
+    let end = (here.addr() - MARGIN) & !0xfff;
+    // SAFETY: nothing lives on the stack below the frame that runs; what is not mapped there is left out (madvise(2), ENOMEM).
+    unsafe { libc::madvise(here.with_addr(end - DEPTH), DEPTH, libc::MADV_DONTNEED) };
+}

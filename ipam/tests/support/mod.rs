@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, EnvOpenOptions, RwTxn};
@@ -49,8 +50,15 @@ pub(crate) fn raw<T>(
 ) -> T {
     let mut options = EnvOpenOptions::new();
     options.map_size(1 << 30);
-    // SAFETY: the files are the test's own and on no remote file system.
-    let env = unsafe { options.open(dir) }.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let env = loop {
+        // SAFETY: the files are the test's own and on no remote file system.
+        match unsafe { options.open(dir) } {
+            // Another test's thread looks through the open stores at this moment, and holds this one, which is not open any more.
+            Err(heed::Error::EnvAlreadyOpened) if Instant::now() < deadline => std::thread::yield_now(),
+            opened => break opened.unwrap(),
+        }
+    };
     let read = env.read_txn().unwrap();
     let open = env.open_databases_and_commit(read, |opener, txn| {
         Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(opener.open_database(txn, None)?))

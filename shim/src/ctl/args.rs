@@ -51,6 +51,9 @@ pub(super) enum Verb {
     /// Everything about one pod: its record, its routes, what went over its links
     #[command(after_help = AFTER)]
     Pod(Pod),
+    /// The ports of the node that lead to pods
+    #[command(after_help = AFTER)]
+    Ports,
     /// Which address is whose
     #[command(subcommand, after_help = AFTER)]
     Ipam(Ipam),

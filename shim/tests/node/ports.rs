@@ -173,6 +173,14 @@ fn a_host_port_leads_to_the_pod_from_everywhere() {
         assert_eq!(tcp(&beyond, at(HOST[family], 8081), &a, 8081), None, "a port that is not published");
     }
     assert_eq!((elements(&node, "ports4"), elements(&node, "ports6")), (2, 2));
+    let told = node.weft(&["ports", "-o", "json"]);
+    assert_eq!(told.as_array().unwrap().len(), 2);
+    assert_eq!((&told[0]["protocol"], &told[0]["host_port"]), (&json!("udp"), &json!(8053)));
+    let [v4, v6] = [format!("{}:80", own[0]), format!("[{}]:80", own[1])];
+    assert_eq!((&told[1]["container"], &told[1]["to"]), (&json!("a"), &json!([v4, v6])));
+    let table = node.run(node.command(env!("CARGO_BIN_EXE_weft")).arg("ports"), "").stdout;
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.contains(&format!("8080  tcp       any      -    {v4},{v6}")), "{table}");
     del(&node, &["a", "b"]);
     assert_eq!(tcp(&beyond, at(HOST[0], 8080), &a, 80), None, "a port that was published");
 }
