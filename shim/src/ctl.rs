@@ -156,7 +156,8 @@ mod tests {
     fn help_is_no_error_and_names_every_command() {
         let (code, out, err) = run_with(&["--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
-        let commands = "status pods pod ports ipam doctor capture init reconcile serve cleanup version completion";
+        let commands =
+            "status pods pod ports ipam doctor capture init reconcile serve cleanup version completion";
         for command in commands.split(' ') {
             assert!(out.contains(&format!("\n  {command} ")), "{command} in {out}");
         }
