@@ -12,15 +12,13 @@ if [ ! -d /run/systemd/system ] || systemd-detect-virt --quiet --chroot; then
     exit 0
 fi
 systemctl stop weft-reconcile.timer weft-reconcile.service weft.socket weft.service weft-init.service
-pods=$($weft pods -o json)
-if [ "$pods" = "[]" ]; then
-    $weft cleanup || exit 0
+if $weft cleanup --if-unused; then
     # What cleanup leaves is empty.
     for folder in /run/weft/pods /run/weft/netns /run/weft/runtime /run/weft; do
         if [ -d "$folder" ]; then rmdir --ignore-fail-on-non-empty "$folder"; fi
     done
-elif [ -n "$pods" ]; then
-    echo "weft: pods are attached, and keep their network until they end or the node boots; containerd needs the CNI plugin" >&2
+else
+    echo "weft: pods that are attached keep their network until they end or the node boots; containerd needs the CNI plugin" >&2
     echo "weft: to stop them, so end them first, or install weft again and run: weft cleanup" >&2
 fi
 exit 0

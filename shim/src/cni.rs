@@ -18,6 +18,7 @@ use std::time::Instant;
 use weft_ipam::Owner;
 
 use crate::config::Config;
+use crate::journal;
 use crate::pod::{self, Network};
 use crate::reconcile;
 use crate::record::Record;
@@ -62,6 +63,7 @@ fn answer(text: &[u8]) -> Result<Option<serde_json::Value>, Failure> {
 fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
     let started = Instant::now();
     let config = Config::load().map_err(Failure::Config)?;
+    journal::open_inherited();
     let answer = call(&config, command, conf);
     if let Some(operation) = command.operation() {
         // A call is not worth less because it could not be counted, and there is nobody to tell.

@@ -8,7 +8,6 @@ mod capture;
 mod cleanup;
 mod doctor;
 mod ipam;
-mod journal;
 mod man;
 mod metrics;
 mod node;
@@ -69,6 +68,8 @@ enum Error {
     NotLeased(std::net::IpAddr),
     #[error("address {address} is that of a pod that is alive, {pod}: --force detaches it")]
     Alive { address: std::net::IpAddr, pod: String },
+    #[error("attached, so nothing was changed: {0}")]
+    InUse(String),
     #[error("{0} found")]
     Found(String),
     #[error("capture: {op}")]
@@ -129,7 +130,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
             Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
             Verb::Serve(serve) => serve::run(config, serve).await,
-            Verb::Cleanup => cleanup::run(&config).await,
+            Verb::Cleanup { if_unused } => cleanup::run(&config, *if_unused).await,
             Verb::Version | Verb::Completion { .. } | Verb::Man { .. } => Ok(()),
         }
     })

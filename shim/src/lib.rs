@@ -14,6 +14,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod failpoint;
 pub(crate) mod fast_path;
+pub(crate) mod journal;
 pub(crate) mod memory;
 pub(crate) mod nat;
 pub(crate) mod network;

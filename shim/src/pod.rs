@@ -14,22 +14,22 @@ use std::path::PathBuf;
 
 use futures_util::future::try_join;
 use ipnet::IpNet;
+use log::Level;
 use weft_ipam::{Owner, Range};
 use weft_netns::{NetNs, Netlink, sysctl};
 
 use crate::asked::Asked;
 use crate::bandwidth::{self, Bandwidth};
 use crate::config::Config;
-use crate::error::all;
+use crate::error::{all, chain};
 use crate::failpoint::failpoint;
-use crate::nat;
 use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
 use crate::routes::{
     destinations, enable_forwarding, gateway, host_prefix, host_route, make_route, part_sources, pod_routes,
 };
 use crate::state::{self, Ledger};
 use crate::turn::Turn;
-use crate::{fast_path, reconcile};
+use crate::{fast_path, journal, nat, reconcile};
 
 /// `lo` is the first link of every namespace (`LOOPBACK_IFINDEX` in the kernel's include/net/flow.h).
 const LOOPBACK: u32 = 1;
@@ -121,6 +121,14 @@ pub(crate) fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> Error 
 /// # Errors
 /// Whatever was made is unmade; what could not be unmade is left in the record, for detach.
 pub(crate) async fn attach(config: &Config, request: &Request) -> Result<Record, Error> {
+    let attached = attach_one(config, request).await;
+    if let Err(err) = &attached {
+        journal::tell(Level::Error, request, format_args!("not attached: {}", chain(err)));
+    }
+    attached
+}
+
+async fn attach_one(config: &Config, request: &Request) -> Result<Record, Error> {
     let netns = NetNs::open(&request.netns).map_err(Error::Namespace)?;
     let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
     let ledger = Ledger::open(config)?;
@@ -224,6 +232,7 @@ async fn wire(
     record.state = State::Attached;
     ledger.write(record)?;
     failpoint("attached");
+    journal::tell(Level::Info, &*record, format_args!("attached"));
     Ok(())
 }
 
@@ -303,7 +312,13 @@ pub(crate) async fn detach_record(
         Ok(host) => unwire(config, ledger, &host, &record, links).await,
         Err(err) => Err(vec![kernel("open the host's netlink socket")(err)]),
     };
-    let Err(mut errors) = unwired else { return Ok(ledger.forget(&state::owner(&record)?)?) };
+    let Err(mut errors) = unwired else {
+        ledger.forget(&state::owner(&record)?)?;
+        journal::tell(Level::Info, &record, format_args!("detached"));
+        return Ok(());
+    };
+    let again = "to be tried again by the next reconcile";
+    journal::tell(Level::Warn, &record, format_args!("not detached, {again}: {}", all(&errors)));
     record.state = State::Detaching;
     record.tombstone = Some(all(&errors));
     errors.extend(ledger.write(&record).err());

@@ -94,7 +94,6 @@ impl DetachError {
         if !self.0.iter().all(is_kept) {
             return Err(self);
         }
-        log::warn!("detach, to be tried again by the next reconcile: {self}");
         Ok(())
     }
 }

@@ -85,8 +85,14 @@ pub(super) enum Verb {
     #[command(after_help = AFTER)]
     Serve(Serve),
     /// Detach every pod of weft's and remove programs, maps and state
+    ///
+    /// The socket of a server that runs stays: it is that server's, or systemd's.
     #[command(after_help = AFTER)]
-    Cleanup,
+    Cleanup {
+        /// Change nothing if a pod is attached, and name it
+        #[arg(long)]
+        if_unused: bool,
+    },
     /// The version of this program
     #[command(after_help = AFTER)]
     Version,

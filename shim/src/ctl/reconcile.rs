@@ -7,6 +7,7 @@ use serde_json::json;
 use super::args::Format;
 use super::{Error, show};
 use crate::config::Config;
+use crate::journal;
 use crate::reconcile::{self, Gone, Report};
 
 /// One line for each thing that was found. What could not be removed is an error, after all the rest is done.
@@ -16,6 +17,7 @@ pub(super) async fn run(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), Error> {
+    journal::open_inherited();
     let report = reconcile::node(config, dry_run).await?;
     match format {
         Format::Json => show::print_json(out, &json!(report))?,

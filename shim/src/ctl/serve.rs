@@ -17,12 +17,12 @@ use nix::sys::signal::Signal;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use super::{Error, args, journal, metrics};
+use super::{Error, args, metrics};
 use crate::config::Config;
-use crate::nat;
 use crate::network::{self, Scope};
 use crate::peers::Peers;
 use crate::signals::Signals;
+use crate::{journal, nat};
 
 /// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`, sd_listen_fds(3)).
 const PASSED: i32 = 3;

@@ -416,6 +416,11 @@ fn many_at_once_get_different_addresses() {
 fn cleanup_leaves_nothing() {
     let node = Node::new();
     node.add("a");
+    let refused = node.run(node.command(env!("CARGO_BIN_EXE_weft")).args(["cleanup", "--if-unused"]), "");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!((refused.status.code(), node.links().len()), (Some(1), 1), "{said}");
+    assert!(said.contains("attached, so nothing was changed: a eth0"), "{said}");
+    drop(std::os::unix::net::UnixListener::bind(node.run_dir().join("weft.sock")).unwrap());
     node.weft(&["cleanup"]);
     wait_until("the links are gone", || node.links().is_empty());
     assert_eq!(node.routes(), [""; 0]);
@@ -424,5 +429,5 @@ fn cleanup_leaves_nothing() {
     };
     assert!(!node.dir.path().join("bpf/weft").exists());
     assert_eq!(left(&node.run_dir()), [] as [std::path::PathBuf; 0]);
-    node.weft(&["cleanup"]);
+    node.weft(&["cleanup", "--if-unused"]);
 }

@@ -12,6 +12,7 @@ mod capture;
 mod cni;
 mod command;
 mod common;
+mod journal;
 mod killed;
 mod network;
 mod networks;
