@@ -190,6 +190,10 @@ fn end(name: &LinkName, mac: Mac, mtu: u32) -> LinkMessage {
         LinkAttribute::IfName(name.as_str().to_owned()),
         LinkAttribute::Address(mac.bytes().to_vec()),
         LinkAttribute::Mtu(mtu),
+        // What a veth uses of the queues that it gets unasked, one for each processor, is one too; but giving the others up makes the
+        // kernel wait for a grace period, for each end (`veth_init_queues` in drivers/net/veth.c).
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
     ];
     message
 }

@@ -219,14 +219,16 @@ async fn wire(
     let names = Names::of_record(record).map_err(kernel("read the MAC addresses"))?;
     bandwidth::limit(host, record, &names).await.map_err(kernel("limit the pod's bandwidth"))?;
     failpoint("limits");
+    // Before the link is up: then nothing passes unchecked, and a qdisc on a link that runs is waited for (`qdisc_graft` in
+    // net/sched/sch_api.c: a grace period).
+    fast_path::take(config, record, &names);
+    failpoint("fast-path");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
     try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
     if ledger.owners_of(&record.container)?.len() > 1 || !record.destinations.is_empty() {
         part_sources(&inside, record).await?;
     }
     failpoint("routes");
-    fast_path::take(config, record, &names);
-    failpoint("fast-path");
     nat::publish(ledger, record)?;
     failpoint("published");
     record.state = State::Attached;

@@ -153,12 +153,18 @@ fn send_udp(target: SocketAddr, size: usize, time: Duration) {
     }
 }
 
-/// `rate` is that of the payload; the limit counts the headers of IP and above too, `header` bytes a packet.
+/// `measure` tells the rate of the payload; the limit counts the headers of IP and above too, `header` bytes a packet. A machine that is
+/// busy with something else keeps a sender from its rate for a moment, so what falls short is measured again; too fast is too fast.
 #[track_caller]
-fn assert_limited(what: &str, rate: f64, header: u64) {
-    let counted = rate * MTU as f64 / (MTU - header) as f64;
-    let off = counted / RATE as f64 - 1.0;
-    assert!(off.abs() < 0.05, "{what}: {counted} bit/s, {:.2} % off", off * 100.0);
+fn assert_limited(what: &str, header: u64, measure: impl Fn() -> f64) {
+    for left in (0..3).rev() {
+        let counted = measure() * MTU as f64 / (MTU - header) as f64;
+        let off = counted / RATE as f64 - 1.0;
+        assert!(off < 0.05 && (off > -0.05 || left > 0), "{what}: {counted} bit/s, {:.2} % off", off * 100.0);
+        if off > -0.05 {
+            return;
+        }
+    }
 }
 
 /// Both protocols in both families from one namespace to another.
@@ -167,12 +173,13 @@ fn all_ways(what: &str, from: &NetNs, to: &NetNs, addresses: &[&str]) {
     for address in addresses {
         let address: IpAddr = address.parse().unwrap();
         let header = if address.is_ipv4() { 20 } else { 40 };
-        let tcp = tcp(from, to, address, time).rate();
         // 20 bytes, and 12 of timestamps.
-        assert_limited(&format!("{what} at {address}, tcp"), tcp, header + 32);
+        assert_limited(&format!("{what} at {address}, tcp"), header + 32, || {
+            tcp(from, to, address, time).rate()
+        });
         let payload = (MTU - header - 8) as usize;
-        let udp = udp(from, to, address, payload, time).rate();
-        assert_limited(&format!("{what} at {address}, udp"), udp, header + 8);
+        let udp = || udp(from, to, address, payload, time).rate();
+        assert_limited(&format!("{what} at {address}, udp"), header + 8, udp);
     }
 }
 
@@ -378,10 +385,8 @@ fn routed_pods_are_limited_too() {
         });
         assert!(answer.status.success(), "{}", answer.json);
     }
-    let rate =
-        tcp(&node.pod_ns("a"), &node.pod_ns("b"), "10.88.0.3".parse().unwrap(), Duration::from_secs(2))
-            .rate();
-    assert_limited("without the fast path, tcp", rate, 52);
+    let (a, b, target) = (node.pod_ns("a"), node.pod_ns("b"), "10.88.0.3".parse().unwrap());
+    assert_limited("without the fast path, tcp", 52, || tcp(&a, &b, target, Duration::from_secs(2)).rate());
     del(&node, &["a", "b"]);
 }
 

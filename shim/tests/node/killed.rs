@@ -6,7 +6,7 @@ use crate::common::{Node, conf, pings, wait_until};
 
 /// In the order in which ADD passes them.
 pub(crate) const STEPS: [&str; 8] =
-    ["leased", "forwarding", "veth", "limits", "routes", "fast-path", "published", "attached"];
+    ["leased", "forwarding", "veth", "limits", "fast-path", "routes", "published", "attached"];
 
 pub(crate) fn killed_at(node: &Node, step: &str) {
     let netns = node.pod("a");

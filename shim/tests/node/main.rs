@@ -7,6 +7,7 @@
 mod api;
 mod asked;
 mod bandwidth;
+mod budget;
 mod campaign;
 mod capture;
 mod cni;
