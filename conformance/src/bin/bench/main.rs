@@ -1,11 +1,11 @@
 //! `make bench`: weft beside the reference in one run, the two taking turns, so that a busy or slow machine is the same for both.
 //!
-//! Six measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), a container's life call by call
-//! ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]), and TCP between two
+//! The measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
+//! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]), and TCP between two
 //! pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri task memory idle tcp` measures what is named, and writes no file.
+//! `bench cni cri burst task memory idle tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -16,6 +16,7 @@
 
 mod alone;
 mod bundle;
+mod burst;
 mod cni;
 mod cri;
 mod idle;
@@ -72,9 +73,10 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 6] = [
+const MEASUREMENTS: [(&str, Measurement); 7] = [
     ("cni", cni::measure),
     ("cri", cri::measure),
+    ("burst", burst::measure),
     ("task", task::measure),
     ("memory", memory::measure),
     ("idle", idle::measure),
@@ -86,7 +88,8 @@ fn measure(wanted: &[&str]) -> String {
     for name in wanted {
         assert!(
             MEASUREMENTS.iter().any(|(known, _)| known == name),
-            "{name}: want cni, cri, task, memory, idle or tcp"
+            "{name}: want one of {:?}",
+            MEASUREMENTS.map(|(known, _)| known)
         );
     }
     let mut page = format!("{INTRODUCTION}\n{}", machine::describe());

@@ -28,6 +28,10 @@ impl Samples {
         self.at(0.9)
     }
 
+    pub(crate) fn p99(&self) -> f64 {
+        self.at(0.99)
+    }
+
     fn at(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
