@@ -39,7 +39,8 @@ pub fn reference_conflist(dir: &Path) -> Value {
         "name": "reference",
         "plugins": [
             {
-                "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables",
+                "hairpinMode": true,
                 "ipam": {
                     "type": "host-local", "dataDir": dir.join("ipam"),
                     "ranges": [[{ "subnet": "10.89.0.0/16" }], [{ "subnet": "fd00:89::/64" }]],

@@ -10,7 +10,7 @@ mod masquerade;
 mod ruleset;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
 
 use nix::libc;
@@ -49,9 +49,6 @@ fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> pod::Error {
 /// [`Error::Taken`]. What was added is removed by [`withdraw`].
 pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error> {
     let own = element::own(record);
-    if own.is_empty() {
-        return Ok(());
-    }
     let step = "publish ports and masquerade";
     if record.ports.iter().any(|port| port.host_ip.is_none_or(|at| at.is_ipv4())) {
         // Without it, what comes from 127.0.0.1 is dropped on its way back (`ip_route_input_slow` in net/ipv4/route.c).
@@ -59,9 +56,17 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         sysctl::ensure(&key, "1").map_err(kernel("let localhost reach the pod's host ports"))?;
     }
     let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let stale = hidden_before(&netfilter, record).map_err(kernel(step))?;
+    if own.is_empty() && stale.is_empty() {
+        return Ok(());
+    }
     let mut batch = Batch::of(TABLE);
+    stale.iter().for_each(|(set, element)| batch.delete_elements(set, std::slice::from_ref(element)));
     for (set, elements) in by_set(&own) {
-        batch.add_elements(set, &elements);
+        match element::is_hiding(set) {
+            true => batch.have_elements(set, &elements),
+            false => batch.add_elements(set, &elements),
+        }
     }
     if let Err(source) = netfilter.commit(batch) {
         match source.errno() {
@@ -74,6 +79,18 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         refuse_taken(ledger, &netfilter, &own)?;
     }
     forget_unpublished(&netfilter, record).map_err(kernel("forget what was sent to the host ports before"))
+}
+
+/// Addresses of the pod's that an earlier one had hidden, and that this one shows.
+fn hidden_before(
+    netfilter: &Netfilter,
+    record: &Record,
+) -> Result<Vec<(&'static str, Element)>, weft_netns::Error> {
+    let mut found = Vec::new();
+    for (set, key) in element::exposed(record) {
+        found.extend(netfilter.element(TABLE, set, &key)?.map(|element| (set, element)));
+    }
+    Ok(found)
 }
 
 fn by_set<'a>(placed: impl IntoIterator<Item = &'a Placed>) -> BTreeMap<&'static str, Vec<Element>> {
@@ -132,17 +149,21 @@ fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// Removes what [`publish`] added for a record that is marked as [`State::Detaching`]. What is gone, is gone; what is not
-/// this pod's, stays.
+/// Removes the ports that [`publish`] added for a record that is marked as [`State::Detaching`]. What is gone, is gone; what is
+/// not this pod's, stays.
+///
+/// Its addresses stay hidden: who has them next is hidden too, or takes them out, and reconcile takes out those of nobody.
+/// For the kernel makes whoever closes a netfilter socket wait until it has freed what was deleted: each detach would
+/// slow down all that attach at the same time.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
-    let own = element::own(record);
+    let own = element::withdrawn(record);
     if own.is_empty() {
         return Ok(());
     }
-    let step = "withdraw ports and masquerade";
+    let step = "withdraw ports";
     let netfilter = Netfilter::open().map_err(kernel(step))?;
     let mut left = Vec::new();
     for placed in own {
@@ -160,9 +181,8 @@ pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
         Err(err) if err.errno() == Some(libc::ENOENT) => {}
         done => done.map_err(kernel(step))?,
     }
-    if !record.ports.is_empty() {
-        forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
-    }
+    forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
+    netfilter.close_aside();
     Ok(())
 }
 
@@ -224,47 +244,71 @@ fn hiding(records: &[Record]) -> BTreeMap<String, Vec<Vec<Expr>>> {
     lists.map(|list| (element::chain(list), ruleset::hide(&list.except))).collect()
 }
 
-/// Makes the table anew if it is not as the records say; `true` if it was not.
+/// How the table is, compared with the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// As the records say.
+    Exact,
+    /// It hides addresses too that nobody has any more.
+    Stale,
+    /// Something is missing, or somebody else's.
+    Broken,
+}
+
+/// Makes the table anew if it is not as the records say; `true` if something was wrong with it.
 ///
 /// # Errors
 /// As of [`restore`].
 pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
-    let whole = is_as_recorded(ledger)?;
-    if !whole {
+    let shape = shape(ledger)?;
+    if shape != Shape::Exact {
         restore(ledger, &Netfilter::open().map_err(kernel("make the table inet weft anew"))?)?;
     }
-    Ok(!whole)
+    Ok(shape == Shape::Broken)
 }
 
-/// Whether the table is as the records say.
+/// Whether the table has all that the records say, and nothing that is in anybody's way.
 ///
 /// # Errors
 /// The kernel's or the store's.
 pub(crate) fn is_as_recorded(ledger: &Ledger) -> Result<bool, pod::Error> {
+    Ok(shape(ledger)? != Shape::Broken)
+}
+
+fn shape(ledger: &Ledger) -> Result<Shape, pod::Error> {
     let step = "look at the table inet weft";
     let netfilter = Netfilter::open().map_err(kernel(step))?;
-    is_whole(&netfilter, &ledger.records()?).map_err(kernel(step))
+    compare(&netfilter, &ledger.records()?).map_err(kernel(step))
 }
 
 /// A table that nobody needs may be missing.
-fn is_whole(netfilter: &Netfilter, records: &[Record]) -> Result<bool, weft_netns::Error> {
+fn compare(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns::Error> {
     let mut wanted = wanted(records);
     if wanted.is_empty() && !netfilter.has_table(TABLE)? {
-        return Ok(true);
+        return Ok(Shape::Exact);
     }
+    let mut shape = Shape::Exact;
     for set in ruleset::SETS {
-        let (mut there, mut wanted) =
-            (netfilter.elements(TABLE, set.name)?, wanted.remove(set.name).unwrap_or_default());
-        there.sort();
-        wanted.sort();
-        if there != wanted {
-            return Ok(false);
+        let there: BTreeSet<Element> = netfilter.elements(TABLE, set.name)?.into_iter().collect();
+        let wanted = wanted.remove(set.name).unwrap_or_default().into_iter().collect();
+        match there.is_superset(&wanted) {
+            true if there.len() == wanted.len() => {}
+            true if element::is_hiding(set.name) => shape = Shape::Stale,
+            _ => return Ok(Shape::Broken),
         }
     }
     let mut rules = BTreeMap::new();
     ruleset::rules().into_iter().for_each(|(chain, _)| *rules.entry(chain.to_owned()).or_insert(0) += 1);
     rules.extend(hiding(records).into_iter().map(|(chain, rules)| (chain, rules.len())));
-    Ok(netfilter.rules(TABLE)? == rules)
+    let there = netfilter.rules(TABLE)?;
+    if rules.iter().any(|(chain, count)| there.get(chain) != Some(count)) {
+        return Ok(Shape::Broken);
+    }
+    match there.keys().find(|chain| !rules.contains_key(*chain)) {
+        None => Ok(shape),
+        Some(chain) if element::is_hiding_chain(chain) => Ok(Shape::Stale),
+        Some(_) => Ok(Shape::Broken),
+    }
 }
 
 /// Removes the table.

@@ -383,9 +383,9 @@ async fn unwire(
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// Takes the host ports and the masquerade away. Marked first: a table that another process makes anew has none of it.
+/// Takes the host ports away. Marked first: a table that another process makes anew has none of it.
 fn unpublish(ledger: &Ledger, record: &Record) -> Result<(), Error> {
-    if record.ports.is_empty() && record.masquerade.is_none() {
+    if record.ports.is_empty() {
         return Ok(());
     }
     ledger.write(&Record { state: State::Detaching, ..record.clone() })?;

@@ -134,7 +134,15 @@ impl Batch {
 
     /// Adds elements, which must not exist.
     pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.new_elements(set, elements, NLM_F_CREATE | NLM_F_EXCL);
+    }
+
+    /// Adds elements, which may exist, but with no other value.
+    pub fn have_elements(&mut self, set: &str, elements: &[Element]) {
+        self.new_elements(set, elements, NLM_F_CREATE);
+    }
+
+    fn new_elements(&mut self, set: &str, elements: &[Element], flags: u16) {
         for part in elements.chunks(PART) {
             let attributes = list(&self.table, set, part);
             let message = NfTablesMessage::NewSetElement(SetElementMessage { attributes });

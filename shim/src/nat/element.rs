@@ -37,6 +37,24 @@ pub(super) fn own(record: &Record) -> Vec<Placed> {
     masquerade.chain(hairpin).chain(ports).collect()
 }
 
+/// What goes with the pod; an address is hidden until that is in somebody's way, see [`super::withdraw`].
+pub(super) fn withdrawn(record: &Record) -> Vec<Placed> {
+    own(record).into_iter().filter(|placed| !is_hiding(placed.set)).collect()
+}
+
+/// Whether the set says which addresses are hidden.
+pub(super) fn is_hiding(set: &str) -> bool {
+    [IPV4.masquerade, IPV6.masquerade].contains(&set)
+}
+
+/// The addresses of the pod that are not hidden, each with the set in which it must not be.
+pub(super) fn exposed(record: &Record) -> Vec<(&'static str, Element)> {
+    let hidden = record.masquerade.iter().flat_map(|masquerade| &masquerade.addresses);
+    let hidden: Vec<&IpAddr> = hidden.collect();
+    let exposed = record.addresses.iter().filter(|address| !hidden.contains(address));
+    exposed.map(|at| (sets(*at).masquerade, Element { key: octets(*at), value: None })).collect()
+}
+
 fn publish(port: &HostPort, address: IpAddr) -> Placed {
     let number = |port: u16| [port.to_be_bytes(), [0; 2]].concat();
     let protocol = vec![port.protocol.number(), 0, 0, 0];
@@ -58,9 +76,17 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// How the names of the chains that hide pods begin.
+const CHAIN: &str = "masquerade_";
+
 /// The chain that hides a pod: networks with the same exceptions share it.
 pub(super) fn chain(masquerade: &Masquerade) -> String {
     let list: Vec<String> = masquerade.except.iter().map(ToString::to_string).collect();
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
-    format!("masquerade_{:016x}", fnv1a(&list))
+    format!("{CHAIN}{:016x}", fnv1a(&list))
+}
+
+/// Whether the chain is one that hides pods.
+pub(super) fn is_hiding_chain(name: &str) -> bool {
+    name.starts_with(CHAIN)
 }

@@ -14,7 +14,9 @@ use crate::common::{Node, conf};
 const OF_CRI: (&str, &str) = ("CNI_ARGS", "K8S_POD_INFRA_CONTAINER_ID=a");
 
 /// Functions of the kernel in which a process waits for a grace period (RCU, also "Sleepable RCU"), or for others' to end.
-const GRACE_PERIODS: [&str; 6] = [
+const GRACE_PERIODS: [&str; 7] = [
+    // What a worker is waited for in may be one: nftables frees what was deleted after one.
+    "__flush_work",
     "synchronize_rcu",
     "synchronize_rcu_expedited",
     "synchronize_rcu_normal",

@@ -57,9 +57,7 @@ fn del(node: &Node, names: &[&str]) {
         assert!(answer.status.success(), "DEL {name}: {}", answer.json);
     }
     node.assert_empty();
-    for set in
-        ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6", "masquerade4", "masquerade6"]
-    {
+    for set in ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6"] {
         assert_eq!(elements(node, set), 0, "{set}");
     }
 }
@@ -297,6 +295,34 @@ fn the_outside_sees_the_hosts_address_where_it_should() {
     let rules = node.run(Command::new("nft").args(["list", "table", "inet", "weft"]), "");
     assert!(String::from_utf8(rules.stdout).unwrap().contains("masquerade fully-random"));
     del(&node, &["hidden", "open", "except"]);
+}
+
+/// Detach leaves an address hidden, for a deletion slows down everybody. It is in nobody's way.
+#[test]
+fn an_address_is_hidden_until_a_pod_shows_it_or_nobody_has_it() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    let mut other = conf();
+    other["masqueradeExcept"] = json!(["203.0.113.0/24"]);
+    let mut open = conf();
+    open["masquerade"] = json!(false);
+    let seen = |pod: &str| tcp(&node.pod_ns(pod), at(BEYOND[0], 7000), &beyond, 7000).unwrap().to_string();
+    for (pod, mut conf, hidden) in
+        [("a", conf(), true), ("b", other, true), ("c", open, false), ("d", conf(), true)]
+    {
+        conf["args"] = json!({ "cni": { "ips": ["10.88.0.50"] } });
+        add(&node, pod, &conf);
+        assert_eq!(seen(pod), if hidden { HOST[0] } else { "10.88.0.50" }, "{pod}");
+        del(&node, &[pod]);
+    }
+    assert_eq!(elements(&node, "masquerade4"), 1);
+    node.add("e");
+    let (report, code) = node.reconcile(&[]);
+    assert_eq!((code, &report["nat_repaired"]), (0, &json!(false)), "nothing was wrong");
+    assert_eq!(elements(&node, "masquerade4"), 1, "that of the pod that lives");
+    assert_eq!(tcp(&node.pod_ns("e"), at(BEYOND[0], 7000), &beyond, 7000), Some(HOST[0].parse().unwrap()));
+    del(&node, &["e"]);
+    assert_eq!((node.reconcile(&[]).1, elements(&node, "masquerade4")), (0, 0));
 }
 
 #[test]

@@ -18,45 +18,73 @@ use crate::{Nodes, end};
 
 /// The word that tells the program that it runs on a node; the directory of the node follows.
 pub(crate) const ON_NODE: &str = "cni-on-node";
+/// Asks for the floor instead of a pod.
+const FLOOR: &str = "floor";
+const FIRST_PORT: u16 = 20_000;
 /// Pods per arm, after one that is not counted.
 const PODS: usize = 50;
+/// Pods with host ports: how many ports, how many pods per arm, and what is expected of ADD.
+const WITH_PORTS: [(u16, usize, Option<f64>); 2] = [(1, 20, Some(30.0)), (200, 3, Some(200.0))];
 /// What is measured of every pod.
 const OPERATIONS: [(&str, Option<f64>); 4] = [
-    ("ADD", Some(14.0)),
-    ("DEL", Some(40.0)),
+    ("ADD", Some(18.0)),
+    ("DEL", Some(60.0)),
     ("ADD, portmap not counted", None),
     ("DEL, portmap not counted", None),
 ];
 
 type Times = [f64; OPERATIONS.len()];
+/// Of weft and of the reference.
+type Both = [[Samples; 2]; OPERATIONS.len()];
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
     let mut arms = [&nodes.weft, &nodes.reference].map(OnNode::start);
-    let [first, _] = arms.each_mut().map(OnNode::cycle);
+    let [first, _] = arms.each_mut().map(|arm| arm.cycle(0));
     let residents = nodes.residents();
-    let mut samples: [[Samples; 2]; OPERATIONS.len()] = Default::default();
-    for pod in 0..PODS {
-        for turn in 0..2 {
-            let arm = (pod + turn) % 2;
-            for (samples, time) in samples.iter_mut().zip(arms[arm].cycle()) {
-                samples[arm].push(time);
-            }
-        }
-    }
+    let bare = in_turn(&mut arms, 0, PODS);
+    let floor: Samples = (0..PODS).map(|_| arms[0].floor()).collect();
+    let with_ports = WITH_PORTS.map(|(ports, pods, least)| (ports, in_turn(&mut arms, ports, pods), least));
     arms.into_iter().for_each(OnNode::end);
     residents.into_iter().for_each(end);
     let text = format!(
         "From the start of a plugin to its exit, of {PODS} pods without host ports on a node with one other pod. weft is one plugin; the \
-         reference is bridge, which runs host-local, and portmap (nftables), one after the other as libcni runs them. bridge looks \
+         reference is bridge with masquerade, which runs host-local, and portmap, one after the other as libcni runs them, both \
+         with nftables. bridge looks \
          whether its link is up, and if not yet, again after 50 ms: its ADD has two modes, so see the mean too. The first pod of \
-         each is not counted; weft's first ADD on a node, which loads its programs, took {:.0} ms.",
+         each is not counted; weft's first ADD on a node, which loads its programs, took {:.0} ms. The floor is a static program that \
+         makes the same links, addresses, routes and neighbours by the same library, and nothing else: no lease, no record, no \
+         eBPF, no nftables.",
         first[0]
     );
     let mut table = Table::of_durations("CNI", text);
-    for ((operation, least), samples) in OPERATIONS.iter().zip(&samples) {
+    for ((operation, least), samples) in OPERATIONS.iter().zip(&bare) {
         table.durations(operation, samples, *least);
     }
+    for (ports, samples, least) in &with_ports {
+        let [add, del, ..] = samples;
+        let ports = format!("{ports} host port{}", if *ports == 1 { "" } else { "s" });
+        table.durations(&format!("ADD, {ports}"), add, *least);
+        table.durations(&format!("DEL, {ports}"), del, None);
+    }
+    let ratio = bare[0][0].median() / floor.median();
+    let cells = [&bare[0][0], &floor].map(|samples| format!("{:.2}", samples.median()));
+    let [add, floor] = cells;
+    table.bounded(vec!["ADD / floor, medians".to_owned(), add, floor, "–".to_owned()], ratio, ratio, 1.4);
     table
+}
+
+/// Times of pods with so many host ports, the arms taking turns.
+fn in_turn(arms: &mut [OnNode; 2], ports: u16, pods: usize) -> Both {
+    let mut samples = Both::default();
+    for pod in 0..pods {
+        for turn in 0..2 {
+            let arm = (pod + turn) % 2;
+            for (samples, time) in samples.iter_mut().zip(arms[arm].cycle(ports)) {
+                samples[arm].push(time);
+            }
+        }
+    }
+    samples
 }
 
 /// This program on a node: for every line it attaches and detaches a pod and answers how long that took.
@@ -77,12 +105,24 @@ impl OnNode {
         Self { process, ask, answers }
     }
 
-    /// The times of a new pod, in ms.
-    fn cycle(&mut self) -> Times {
-        writeln!(self.ask).expect("ask for a pod");
+    /// The times of a new pod with so many host ports, in ms.
+    fn cycle(&mut self, ports: u16) -> Times {
+        self.ask(&ports.to_string())
+    }
+
+    /// The time of the floor, in ms.
+    fn floor(&mut self) -> f64 {
+        let [took] = self.ask(FLOOR);
+        took
+    }
+
+    fn ask<const N: usize>(&mut self, what: &str) -> [f64; N] {
+        writeln!(self.ask, "{what}").expect("ask for a pod");
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("read how long it took");
-        serde_json::from_str(&answer).expect("a list of times; if there is none, the other side has said why")
+        let times: Vec<f64> = serde_json::from_str(&answer)
+            .expect("a list of times; if there is none, the other side has said why");
+        times.try_into().expect("one time for each operation")
     }
 
     fn end(mut self) {
@@ -97,42 +137,63 @@ pub(crate) fn serve(node: &Path) {
     let network: Value = serde_json::from_str(&network).expect("the network is JSON");
     let plugins = node.join("cni/bin");
     for (number, line) in stdin().lines().enumerate() {
-        line.expect("read from stdin");
-        let pod = CniPod {
-            network: &network,
-            plugins: &plugins,
-            name: format!("bench{number}"),
-            id: format!("{number:064x}"),
-        };
+        let asked = line.expect("read from stdin");
+        let pod = CniPod::new(&network, &plugins, number, asked.parse().unwrap_or(0));
         run(Command::new("ip").args(["netns", "add", &pod.name]));
-        let times = pod.cycle().map(|time| time.as_secs_f64() * 1e3);
+        let times = if asked == FLOOR { vec![floor(&pod.name)] } else { pod.cycle().to_vec() };
         run(Command::new("ip").args(["netns", "del", &pod.name]));
-        println!("{}", json!(times));
+        println!("{}", json!(times.iter().map(|time| time.as_secs_f64() * 1e3).collect::<Vec<_>>()));
     }
 }
 
-struct CniPod<'a> {
-    network: &'a Value,
-    plugins: &'a Path,
-    name: String,
-    id: String,
+/// Runs the program beside this one that attaches and does no more.
+fn floor(namespace: &str) -> Duration {
+    let program = env::current_exe().expect("the path of this program").with_file_name("examples/floor");
+    let start = Instant::now();
+    run(Command::new(program).arg(format!("/run/netns/{namespace}")));
+    start.elapsed()
 }
 
-impl CniPod<'_> {
+/// A pod that the plugins of a network attach and detach.
+pub(crate) struct CniPod<'a> {
+    network: &'a Value,
+    plugins: &'a Path,
+    pub(crate) name: String,
+    id: String,
+    ports: u16,
+}
+
+impl<'a> CniPod<'a> {
+    pub(crate) fn new(network: &'a Value, plugins: &'a Path, number: usize, ports: u16) -> Self {
+        Self { network, plugins, name: format!("bench{number}"), id: format!("{number:064x}"), ports }
+    }
+
     fn cycle(&self) -> [Duration; OPERATIONS.len()] {
-        let chain = self.network["plugins"].as_array().expect("a network is a list of plugins");
-        let (mut result, mut adds, mut dels) = (Value::Null, Vec::new(), Vec::new());
-        for plugin in chain {
-            let (took, output) = self.exec("ADD", plugin, &result);
-            adds.push(took);
+        let (adds, result) = self.add();
+        let dels = self.del(&result);
+        // portmap is the last of the chain, and so the first to detach.
+        [adds.iter().sum(), dels.iter().sum(), adds[0], dels[dels.len() - 1]]
+    }
+
+    fn chain(&self) -> &'a Vec<Value> {
+        self.network["plugins"].as_array().expect("a network is a list of plugins")
+    }
+
+    /// How long each plugin took, and the result of the last.
+    pub(crate) fn add(&self) -> (Vec<Duration>, Value) {
+        let (mut result, mut took) = (Value::Null, Vec::new());
+        for plugin in self.chain() {
+            let (time, output) = self.exec("ADD", plugin, &result);
+            took.push(time);
             result = serde_json::from_slice(&output).expect("a plugin answers in JSON");
         }
         assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "an address of either version: {result}");
-        for plugin in chain.iter().rev() {
-            dels.push(self.exec("DEL", plugin, &result).0);
-        }
-        // portmap is the last of the chain, and so the first to detach.
-        [adds.iter().sum(), dels.iter().sum(), adds[0], dels[dels.len() - 1]]
+        (took, result)
+    }
+
+    /// How long each plugin took, the last of the chain first.
+    pub(crate) fn del(&self, result: &Value) -> Vec<Duration> {
+        self.chain().iter().rev().map(|plugin| self.exec("DEL", plugin, result).0).collect()
     }
 
     /// What libcni writes to a plugin's stdin.
@@ -141,8 +202,11 @@ impl CniPod<'_> {
         config["cniVersion"] = self.network["cniVersion"].clone();
         config["name"] = self.network["name"].clone();
         if plugin["capabilities"]["portMappings"] == true {
+            let ports = (0..self.ports)
+                .map(|port| json!({ "hostPort": FIRST_PORT + port, "containerPort": 80, "protocol": "tcp" }));
             // What containerd passes for a pod that has none.
-            config["runtimeConfig"] = json!({ "portMappings": null });
+            let ports = if self.ports == 0 { Value::Null } else { ports.collect() };
+            config["runtimeConfig"] = json!({ "portMappings": ports });
         }
         if !previous.is_null() {
             config["prevResult"] = previous.clone();
