@@ -5,7 +5,7 @@
 //! pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri burst task memory idle tcp` measures what is named, and writes no file.
+//! `bench cni cri burst task memory idle scale tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -23,6 +23,7 @@ mod idle;
 mod machine;
 mod memory;
 mod report;
+mod scale;
 mod shim;
 mod task;
 mod tcp;
@@ -65,6 +66,7 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // How the program runs itself on a node.
         [cni::ON_NODE, directory] => cni::serve(Path::new(directory)),
+        [scale::ON_NODE, directory] => scale::serve(Path::new(directory)),
         [task::ON_NODE, directory, arm] => task::serve(Path::new(directory), arm),
         [] => write(&measure(&MEASUREMENTS.map(|(name, _)| name))),
         some => drop(measure(some)),
@@ -73,13 +75,14 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 7] = [
+const MEASUREMENTS: [(&str, Measurement); 8] = [
     ("cni", cni::measure),
     ("cri", cri::measure),
     ("burst", burst::measure),
     ("task", task::measure),
     ("memory", memory::measure),
     ("idle", idle::measure),
+    ("scale", scale::measure),
     ("tcp", tcp::measure),
 ];
 

@@ -185,7 +185,7 @@ impl<'n> Arm<'n> {
 }
 
 /// The program beside this one.
-fn netbench() -> PathBuf {
+pub(crate) fn netbench() -> PathBuf {
     let path = env::current_exe().expect("the path of this program").with_file_name("netbench");
     assert!(path.exists(), "{} is not built: cargo build -p weft-conformance --bins", path.display());
     path
