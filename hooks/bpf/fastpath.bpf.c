@@ -54,6 +54,23 @@ struct {
 	__type(value, struct count);
 } counters SEC(".maps");
 
+/* By enum drop. Apart from `counters`, which the first version of the programs had already. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DROP_PLACES);
+	__type(key, __u32);
+	__type(value, __u64);
+} drops SEC(".maps");
+
+/* 192 bytes a pod and CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct pod_count);
+} pod_counters SEC(".maps");
+
 /* Set at load: whether the kernel has bpf_redirect_peer (5.10). The verifier drops the branch that is never taken. */
 const volatile __u8 redirect_peer = 1;
 
@@ -67,8 +84,10 @@ const volatile __u8 redirect_peer = 1;
 #define ICMPV6_MLD_FIRST 130 /* query, report, done */
 #define ICMPV6_MLD_LAST 132
 #define ICMPV6_ROUTER_SOLICIT 133
+#define ICMPV6_ROUTER_ADVERT 134
 #define ICMPV6_NEIGHBOUR_SOLICIT 135
 #define ICMPV6_NEIGHBOUR_ADVERT 136
+#define ICMPV6_REDIRECT 137
 #define ICMPV6_MLD2_REPORT 143
 
 /* ARP for IPv4 on Ethernet (RFC 826); linux/if_arp.h draws in the C library's headers. */
@@ -86,65 +105,72 @@ struct arp {
 
 #define ARP_ETHERNET 1
 
-static __always_inline int count(struct __sk_buff *skb, __u32 outcome, int action)
-{
-	struct count *c = bpf_map_lookup_elem(&counters, &outcome);
+/* What is to become of a packet: an enum outcome, with an enum drop above it where that is DROPPED. */
+typedef __u32 verdict;
 
-	if (c) {
-		c->packets++;
-		c->bytes += skb->len;
+#define DROP(reason) (DROPPED | (reason) << 8)
+#define OUTCOME(verdict) ((verdict) & 3)
+#define REASON(verdict) ((verdict) >> 8 & (DROP_PLACES - 1))
+
+/* Node-wide and for the pod. The node's sums are no sums over pods, so they never go back when a pod leaves. */
+static __always_inline void count(struct __sk_buff *skb, verdict verdict)
+{
+	__u32 link = skb->ifindex, outcome = OUTCOME(verdict), reason = REASON(verdict);
+	struct pod_count *pod = bpf_map_lookup_elem(&pod_counters, &link);
+	struct count *node = bpf_map_lookup_elem(&counters, &outcome);
+	__u64 *drop;
+
+	if (node) {
+		node->packets++;
+		node->bytes += skb->len;
 	}
-	return action;
-}
-
-static __always_inline int pass(struct __sk_buff *skb)
-{
-	return count(skb, PASSED, TC_ACT_UNSPEC);
-}
-
-static __always_inline int drop(struct __sk_buff *skb)
-{
-	return count(skb, DROPPED, TC_ACT_SHOT);
-}
-
-/* The pod that sends from this address through this device, if its frames bear this MAC address. */
-static __always_inline struct pod *sender(struct __sk_buff *skb, const struct address *src, const __u16 mac[3])
-{
-	struct pod *pod = bpf_map_lookup_elem(&pods, src);
-
-	return pod && pod->ifindex == skb->ifindex && same_mac(mac, pod->mac) ? pod : 0;
+	if (pod) {
+		pod->outcomes[outcome].packets++;
+		pod->outcomes[outcome].bytes += skb->len;
+	}
+	if (outcome != DROPPED)
+		return;
+	if (pod)
+		pod->drops[reason]++;
+	else if (reason == SOURCE_ADDRESS)
+		reason = DETACHED;
+	drop = bpf_map_lookup_elem(&drops, &reason);
+	if (drop)
+		++*drop;
 }
 
 /* A probe (RFC 5227) has no sender address yet, so it claims none. */
-static __always_inline int from_pod_arp(struct __sk_buff *skb)
+static __always_inline verdict judge_arp(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = head(skb, sizeof(*eth) + sizeof(struct arp));
 	struct arp *arp = (void *)(eth + 1);
 	struct address src;
+	struct pod *pod;
 	__u16 mac[3];
 	__be32 ip;
 
 	if (!eth)
-		return drop(skb);
+		return DROP(TRUNCATED);
 	if (arp->hardware != bpf_htons(ARP_ETHERNET) || arp->protocol != bpf_htons(ETH_P_IP) ||
 	    arp->hardware_len != ETH_ALEN || arp->protocol_len != sizeof(ip))
-		return drop(skb);
+		return DROP(BAD_ARP);
 	copy_mac(mac, eth->h_source);
 	if (!same_mac(mac, arp->sender_mac))
-		return drop(skb);
+		return DROP(BAD_ARP);
 	__builtin_memcpy(&ip, arp->sender_ip, sizeof(ip));
 	if (!ip)
-		return pass(skb);
+		return PASSED;
 	src = mapped(ip);
-	return sender(skb, &src, mac) ? pass(skb) : drop(skb);
+	pod = bpf_map_lookup_elem(&pods, &src);
+	return pod && pod->ifindex == skb->ifindex && same_mac(mac, pod->mac) ? PASSED : DROP(BAD_ARP);
 }
 
 /*
- * Whether an IPv6 packet that bears no address of the pod is link maintenance: sent from :: or a link-local address, and one
+ * What bears no address of the pod is let out as link maintenance: an IPv6 packet sent from :: or a link-local address, and one
  * of the ICMPv6 messages by which a host joins groups and finds neighbours. Never what a router says (RFC 4861: router
  * advertisement, redirect): a pod is none. These only ever reach the stack.
  */
-static __always_inline bool link_maintenance(struct __sk_buff *skb, const struct packet *p)
+static __always_inline verdict judge_stranger(struct __sk_buff *skb, const struct packet *p)
 {
 	bool unspecified = !(p->src.word[0] | p->src.word[1] | p->src.word[2] | p->src.word[3]);
 	bool link_local = (p->src.word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
@@ -152,17 +178,23 @@ static __always_inline bool link_maintenance(struct __sk_buff *skb, const struct
 	__u8 options[2] = { p->proto, 0 };
 	__u8 type;
 
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return p->src.word[3] ? DROP(SOURCE_ADDRESS) : DROP(LINK_LOCAL);
 	if (!unspecified && !link_local)
-		return false;
+		return DROP(SOURCE_ADDRESS);
 	if (p->proto == IPPROTO_HOPOPTS) { /* multicast listener messages have the router alert option (RFC 2710) */
 		if (bpf_skb_load_bytes(skb, at, options, sizeof(options)) || options[1])
-			return false;
+			return DROP(LINK_LOCAL);
 		at += 8;
 	}
 	if (options[0] != IPPROTO_ICMPV6 || bpf_skb_load_bytes(skb, at, &type, sizeof(type)))
-		return false;
-	return (type >= ICMPV6_MLD_FIRST && type <= ICMPV6_ROUTER_SOLICIT) || type == ICMPV6_NEIGHBOUR_SOLICIT ||
-	       type == ICMPV6_NEIGHBOUR_ADVERT || type == ICMPV6_MLD2_REPORT;
+		return DROP(LINK_LOCAL);
+	if (type == ICMPV6_ROUTER_ADVERT || type == ICMPV6_REDIRECT)
+		return DROP(ROUTER);
+	if ((type >= ICMPV6_MLD_FIRST && type <= ICMPV6_ROUTER_SOLICIT) || type == ICMPV6_NEIGHBOUR_SOLICIT ||
+	    type == ICMPV6_NEIGHBOUR_ADVERT || type == ICMPV6_MLD2_REPORT)
+		return PASSED;
+	return DROP(LINK_LOCAL);
 }
 
 /* Whether a packet between two pods must take the way through the stack. */
@@ -184,42 +216,53 @@ static __always_inline bool must_return(struct __sk_buff *skb, struct packet *p)
 	return bpf_map_lookup_elem(&flows, &flow);
 }
 
+/* What cannot be checked is not let out: a pod speaks IP and ARP, and has no VLANs. A packet for `to` bears its addresses then. */
+static __always_inline verdict judge(struct __sk_buff *skb, struct pod **to)
+{
+	struct packet p = {};
+	struct pod *from;
+
+	if (skb->vlan_present)
+		return DROP(VLAN);
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (!read_ipv4(skb, &p))
+			return DROP(TRUNCATED);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!read_ipv6(skb, &p))
+			return DROP(TRUNCATED);
+	} else if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+		return judge_arp(skb);
+	} else {
+		return DROP(PROTOCOL);
+	}
+
+	from = bpf_map_lookup_elem(&pods, &p.src);
+	if (!from || from->ifindex != skb->ifindex)
+		return judge_stranger(skb, &p);
+	if (!same_mac(p.mac, from->mac))
+		return DROP(SOURCE_MAC);
+	*to = bpf_map_lookup_elem(&pods, &p.dst);
+	if (!*to || (from->flags | (*to)->flags) & POD_STACK)
+		return PASSED;
+	if (must_return(skb, &p))
+		return RETURNED;
+	/* mac and host_mac in one: destination and source of an Ethernet header. */
+	if (bpf_skb_store_bytes(skb, 0, (*to)->mac, sizeof((*to)->mac) + sizeof((*to)->host_mac), 0))
+		return PASSED;
+	return REDIRECTED;
+}
+
 SEC("classifier")
 int from_pod(struct __sk_buff *skb)
 {
-	struct packet p = {};
-	struct pod *from, *to;
-	bool v6 = false;
+	struct pod *to = 0;
+	verdict verdict = judge(skb, &to);
 
-	/* What cannot be checked is not let out: a pod speaks IP and ARP, and has no VLANs. */
-	if (skb->vlan_present)
-		return drop(skb);
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (!read_ipv4(skb, &p))
-			return drop(skb);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!read_ipv6(skb, &p))
-			return drop(skb);
-		v6 = true;
-	} else if (skb->protocol == bpf_htons(ETH_P_ARP)) {
-		return from_pod_arp(skb);
-	} else {
-		return drop(skb);
-	}
-
-	from = sender(skb, &p.src, p.mac);
-	if (!from)
-		return v6 && link_maintenance(skb, &p) ? pass(skb) : drop(skb);
-	to = bpf_map_lookup_elem(&pods, &p.dst);
-	if (!to || (from->flags | to->flags) & POD_STACK)
-		return pass(skb);
-	if (must_return(skb, &p))
-		return count(skb, RETURNED, TC_ACT_UNSPEC);
-
-	/* mac and host_mac in one: destination and source of an Ethernet header. */
-	if (bpf_skb_store_bytes(skb, 0, to->mac, sizeof(to->mac) + sizeof(to->host_mac), 0))
-		return pass(skb);
-	count(skb, REDIRECTED, 0);
+	count(skb, verdict);
+	if (OUTCOME(verdict) == DROPPED)
+		return TC_ACT_SHOT;
+	if (OUTCOME(verdict) != REDIRECTED || !to)
+		return TC_ACT_UNSPEC;
 	if (redirect_peer)
 		return bpf_redirect_peer(to->ifindex, 0);
 	skb->mark = FAST_PATH_MARK;

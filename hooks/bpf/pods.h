@@ -3,7 +3,8 @@
  * The maps that the programs and user space share: the one definition of every key and value.
  *
  * src/pods.rs reads and writes the same bytes; both sides assert the sizes. A change of any layout here needs a higher
- * LAYOUT_VERSION in src/fastpath.rs; a use of spare bytes that an older program may ignore does not.
+ * LAYOUT_VERSION in src/version.rs; a use of spare bytes that an older program may ignore does not, nor does a new map, which
+ * the upgrade of the programs makes.
  *
  * Integers are in the byte order of the host, addresses and ports in that of the network.
  */
@@ -55,9 +56,24 @@ struct flow {
 enum outcome {
 	REDIRECTED, /* straight into the other pod */
 	PASSED, /* to the kernel's stack */
-	DROPPED, /* not sent from an address of the pod */
+	DROPPED, /* for an enum drop */
 	RETURNED, /* to the stack, although for a pod of this node, because its flow came that way */
 	OUTCOMES,
+};
+
+/* Index into `drops`: why. A new reason takes a spare place: an older reader counts it as "other". */
+enum drop {
+	SOURCE_ADDRESS, /* sent from an address that is not the pod's */
+	SOURCE_MAC, /* from an address of the pod, but not from its MAC address */
+	LINK_LOCAL, /* from an unspecified or link-local address, and no link maintenance */
+	ROUTER, /* from there too, and what only a router says: advertisement, redirect */
+	BAD_ARP, /* not for IPv4 on Ethernet, or it tells of an address or MAC address that is not the pod's */
+	VLAN, /* has a VLAN tag */
+	PROTOCOL, /* neither IP nor ARP */
+	TRUNCATED, /* shorter than its header */
+	DETACHED, /* as SOURCE_ADDRESS, but the link has no row in pod_counters: its pod is being detached */
+	DROPS,
+	DROP_PLACES = 16,
 };
 
 /* Value of `counters`, one per CPU. A segment that the sender left to be cut later counts as one packet. */
@@ -66,9 +82,21 @@ struct count {
 	__u64 bytes; /* with the Ethernet header */
 };
 
+/*
+ * Value of `pod_counters`, one per CPU: what became of the packets of one pod. The key is the index of the host's end of its
+ * veth pair, for a packet that is dropped need not bear any address of its pod. User space makes and deletes the rows, only
+ * programs write them.
+ */
+struct pod_count {
+	struct count outcomes[OUTCOMES]; /* one cache line, the only one that is touched for what is not dropped */
+	__u64 drops[DROP_PLACES]; /* packets, by enum drop */
+};
+
 _Static_assert(sizeof(struct address) == 16, "key of pods and returns");
 _Static_assert(sizeof(struct pod) == 32, "value of pods");
 _Static_assert(sizeof(struct flow) == 40, "key of flows");
 _Static_assert(sizeof(struct count) == 16, "value of counters");
+_Static_assert(sizeof(struct pod_count) == 192, "value of pod_counters");
+_Static_assert((int)DROPS <= (int)DROP_PLACES, "places for reasons");
 
 #endif

@@ -14,7 +14,7 @@ use nix::{errno::Errno, fcntl::FlockArg, net::if_::if_nametoindex};
 
 use crate::{
     bpffs,
-    counters::Counters,
+    counters::{Counters, PodCounters},
     error::Error,
     lock,
     pods::{PodEntry, Pods},
@@ -54,7 +54,8 @@ impl FastPath {
         Ok(Self { dir: dir.to_owned(), lock_dir: lock_dir.to_owned(), pods: Pods::open(dir)? })
     }
 
-    /// Hang the programs on both sides of a pod's host end, in the network namespace of the calling thread.
+    /// Hang the programs on both sides of a pod's host end, in the network namespace of the calling thread, and count for the pod
+    /// from now on.
     ///
     /// Call it after [`FastPath::set_pod`]: until then nothing of the pod would pass, and an upgrade at the same time would not
     /// know of the link. What hangs there already is replaced; filters of others are never touched.
@@ -64,6 +65,7 @@ impl FastPath {
     pub fn attach(&self, link_name: &str) -> Result<(), Error> {
         let _lock = lock::take(&self.lock_dir, lock::PROGRAMS, FlockArg::LockShared)?;
         let (tc, ifindex) = link(link_name)?;
+        count(&self.dir, &[ifindex])?;
         tc.add_clsact(ifindex).map_err(on("add clsact", link_name))?;
         for direction in Direction::BOTH {
             let program = Pinned::open(&self.dir, direction)?.fd()?;
@@ -115,6 +117,16 @@ impl FastPath {
     pub fn remove_pod(&mut self, addr: IpAddr, ifindex: u32) -> Result<bool, Error> {
         let _lock = lock::take(&self.lock_dir, lock::PODS, FlockArg::LockExclusive)?;
         self.pods.remove(addr, ifindex)
+    }
+
+    /// Forget what was counted for the pod behind a link; says whether anything was. Call it after [`FastPath::remove_pod`]: an
+    /// upgrade at the same time makes a row for every link that has an address.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_counters(&self, ifindex: u32) -> Result<bool, Error> {
+        let counters = PodCounters::open(&self.dir)?;
+        counters.map_or(Ok(false), |mut counters| counters.remove(ifindex))
     }
 
     /// Every address, in no order. While others write, one may come twice.
@@ -175,8 +187,18 @@ fn load(dir: &Path, lock_dir: &Path, wanted: Wanted) -> Result<(), Error> {
         bpffs::ensure(dir)?;
     }
     let mode = program::load(dir, wanted.mode)?;
+    {
+        let _lock = lock::take(lock_dir, lock::PODS, FlockArg::LockExclusive)?;
+        count(dir, &Pods::open(dir)?.links()?)?;
+    }
     replace_all(dir)?;
     Versions { layout: LAYOUT_VERSION, program: wanted.program, mode }.write(dir)
+}
+
+/// Count for the pods behind these links. Programs of version 1 count for the node only.
+fn count(dir: &Path, links: &[u32]) -> Result<(), Error> {
+    let Some(mut counters) = PodCounters::open(dir)? else { return Ok(()) };
+    links.iter().try_for_each(|ifindex| counters.add(*ifindex))
 }
 
 /// Put the pinned programs in the place of older ones on the pods' links.

@@ -17,7 +17,7 @@ mod tc;
 mod version;
 
 pub use crate::{
-    counters::{Count, Counters},
+    counters::{Count, Counters, Drops, PodCounters, Reason},
     error::Error,
     fastpath::FastPath,
     pods::PodEntry,

@@ -3,7 +3,7 @@
 //! Loading takes tens of milliseconds and 21 MB, most of it aya reading the kernel's type information, so it happens once per boot
 //! and upgrade. A program is pinned under another name and renamed over the old pin, so there is one at every moment.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{fs, io::ErrorKind, iter, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -11,17 +11,17 @@ use aya::{
 };
 
 use crate::{
-    counters::COUNTERS,
+    counters::{COUNTERS, DROPS, POD_COUNTERS},
     error::Error,
     pods::{PODS, RETURNS},
     tc::Direction,
-    version::{Mode, PROGRAM_VERSION, VERSION, VERSION_NEW},
+    version::{Mode, PROGRAM_VERSION, VERSION},
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath.bpf.o"));
 
 /// Maps by the names they have in bpf/fastpath.bpf.c, which their pins have too.
-const MAPS: [&str; 4] = [PODS, RETURNS, "flows", COUNTERS];
+const MAPS: [&str; 6] = [PODS, RETURNS, "flows", COUNTERS, DROPS, POD_COUNTERS];
 
 /// What to load. The default is what every caller wants; tests ask for other versions and ways.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl Direction {
     }
 }
 
-/// Load the programs and pin them in `dir`, over any older ones; maps that are pinned there are used.
+/// Load the programs and pin them in `dir`, over any older ones; maps that are pinned there are used, others are made.
 ///
 /// Falls to the next way of redirecting where the kernel refuses a program, and returns the refusal of the first if it refuses all.
 pub(crate) fn load(dir: &Path, wanted: Option<Mode>) -> Result<Mode, Error> {
@@ -129,18 +129,18 @@ impl Pinned {
     }
 }
 
-/// Remove every pin and the folder. First the version, so that nothing takes the rest for whole; last the pods, so that a second
-/// try after a crash still finds the links.
+/// Remove every pin and the folder, those that a newer version made too. First the version, so that nothing takes the rest for
+/// whole; last the pods, so that a second try after a crash still finds the links.
 pub(crate) fn unpin(dir: &Path) -> Vec<Error> {
-    let programs = Direction::BOTH.into_iter().flat_map(|d| [d.program(), d.program_new()]);
-    let maps = MAPS.into_iter().filter(|map| *map != PODS);
-    let names = [VERSION, VERSION_NEW].into_iter().chain(programs).chain(maps).chain([PODS]);
-    let mut errors: Vec<Error> = names.filter_map(|name| remove(&dir.join(name)).err()).collect();
-    match fs::remove_dir(dir) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => errors.push(Error::file("remove", dir)(e)),
-    }
+    let entries = match fs::read_dir(dir).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Vec::new(),
+        Err(e) => return vec![Error::file("list", dir)(e)],
+    };
+    let others = entries.into_iter().map(|entry| entry.path()).filter(|path| !path.ends_with(PODS));
+    let paths = iter::once(dir.join(VERSION)).chain(others).chain([dir.join(PODS)]);
+    let mut errors: Vec<Error> = paths.filter_map(|path| remove(&path).err()).collect();
+    errors.extend(fs::remove_dir(dir).map_err(Error::file("remove", dir)).err());
     errors
 }
 

@@ -1,5 +1,5 @@
 //! Which programs are pinned: a symbolic link `version` beside the pins, whose target is the text, such as
-//! `layout=1 program=1 mode=redirect_peer`.
+//! `layout=1 program=2 mode=redirect_peer`.
 //!
 //! It is written last and replaced in one rename, so pins without it, or with an older one, are not whole, and whoever opens them
 //! next loads again. A symbolic link because a bpf file system holds nothing else that can be read without bpf(2).
@@ -9,15 +9,17 @@ use std::{fmt, fs, io::ErrorKind, os::unix::fs::symlink, path::Path};
 use crate::{error::Error, program::remove};
 
 /// Version of the programs. Every change of behaviour raises it; pins of a lower version are replaced, of a higher kept.
-pub const PROGRAM_VERSION: u32 = 1;
+///
+/// 2: counts for each pod, and drops by reason, in maps of their own.
+pub const PROGRAM_VERSION: u32 = 2;
 
 /// Version of the maps' keys and values (`bpf/pods.h`). There is no other yet: whoever raises it says how the entries of live
-/// pods are carried over.
+/// pods are carried over. A map that older programs do not have is no change of the layout: the upgrade makes it.
 pub const LAYOUT_VERSION: u32 = 1;
 
 pub(crate) const VERSION: &str = "version";
 /// Names on a bpf file system must not have dots (kernel/bpf/inode.c, `bpf_lookup`).
-pub(crate) const VERSION_NEW: &str = "version-new";
+const VERSION_NEW: &str = "version-new";
 
 /// How a packet gets from one pod to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use node::{NODE_V4, NODE_V6, Node, Pod, VIRTUAL_V4, VIRTUAL_V6, json, sh, tcp, udp};
-use weft_hooks::{FastPath, Mode, Wanted};
+use weft_hooks::{Counters, Drops, FastPath, Mode, PodCounters, Reason, Wanted};
 
 fn two_pods() -> (Node, FastPath, Pod, Pod) {
     let node = Node::new();
@@ -19,6 +19,26 @@ fn two_pods() -> (Node, FastPath, Pod, Pod) {
     a.join(&mut fast_path);
     b.join(&mut fast_path);
     (node, fast_path, a, b)
+}
+
+/// What was counted for one pod, which is what bpftool shows.
+fn counted(node: &Node, pod: &Pod) -> Counters {
+    let counters = PodCounters::open(&node.dir()).unwrap().unwrap().of(pod.ifindex()).unwrap().unwrap();
+    let (outcomes, drops) = node.counted(pod.ifindex()).unwrap();
+    let of = |count: weft_hooks::Count| count.packets;
+    let Counters { redirected, passed, dropped, returned, .. } = counters;
+    assert_eq!(outcomes, [of(redirected), of(passed), of(dropped), of(returned)]);
+    let told = counters.drops.unwrap().iter().map(|(_, packets)| packets).collect::<Vec<_>>();
+    assert_eq!(told[..9], drops[..9]);
+    assert_eq!(told.iter().sum::<u64>(), dropped.packets);
+    counters
+}
+
+/// By how much each reason grew, where it did.
+fn reasons(before: Option<Drops>, now: Option<Drops>) -> Vec<(Reason, u64)> {
+    let (before, now) = (before.unwrap(), now.unwrap());
+    let grown = before.iter().zip(now.iter()).map(|((why, before), (_, now))| (why, now - before));
+    grown.filter(|(_, grown)| *grown > 0).collect()
 }
 
 /// Values of the map `returns`, by bpftool.
@@ -140,55 +160,136 @@ fn arp(from: [u8; 6], sender_mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
     [&[0xff; 6][..], &from, &fixed, &sender_mac, &sender, &[0; 6], &[169, 254, 1, 1]].concat()
 }
 
+enum Verdict {
+    Passed,
+    Redirected,
+    Dropped(Reason),
+}
+
+/// Packets redirected, passed and dropped, and the reasons, that were counted in between.
+fn grown(before: Counters, now: Counters) -> ([u64; 3], Vec<(Reason, u64)>) {
+    assert_eq!(now.returned, before.returned);
+    let ways =
+        [(now.redirected, before.redirected), (now.passed, before.passed), (now.dropped, before.dropped)];
+    (ways.map(|(now, before)| now.packets - before.packets), reasons(before.drops, now.drops))
+}
+
 #[test]
 fn frames_are_judged_by_their_source() {
-    const PASSED: (u64, u64, u64) = (1, 0, 0);
-    const DROPPED: (u64, u64, u64) = (0, 1, 0);
-    const REDIRECTED: (u64, u64, u64) = (0, 0, 1);
-    let (_node, fast_path, a, b) = two_pods();
+    use Reason::{Arp, LinkLocal, Protocol, Router, SourceAddress, SourceMac, Truncated, Vlan};
+    use Verdict::{Dropped, Passed, Redirected};
+    let (node, fast_path, a, b) = two_pods();
     let (a4, a6, b4, b6) = (IpAddr::from(a.v4), IpAddr::from(a.v6), IpAddr::from(b.v4), IpAddr::from(b.v6));
     let v6 = |text: &str| text.parse::<IpAddr>().unwrap();
     let icmp6 = |kind: u8| [kind, 0, 0, 0, 0, 0, 0, 0];
     let mld = [58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0];
     let other = [2, 0, 0, 0, 0, 9];
     let vlan = [&a.host_mac[..], &a.mac, &[0x81, 0, 0, 5], &ip(a.mac, a4, b4, 17, &[0; 8])[12..]].concat();
+    let mut arp_for_ipx = arp(a.mac, a.mac, a.v4.octets());
+    arp_for_ipx[16..18].copy_from_slice(&[0x81, 0x37]);
     for (what, frame, verdict) in [
-        ("own v4", ip(a.mac, a4, b4, 17, &[0; 8]), REDIRECTED),
-        ("own v6", ip(a.mac, a6, b6, 17, &[0; 8]), REDIRECTED),
-        ("the other pod's v4", ip(a.mac, b4, a4, 17, &[0; 8]), DROPPED),
-        ("the other pod's v6", ip(a.mac, b6, a6, 17, &[0; 8]), DROPPED),
-        ("own v4, other MAC", ip(other, a4, b4, 17, &[0; 8]), DROPPED),
-        ("own v6, other MAC", ip(other, a6, b6, 17, &[0; 8]), DROPPED),
-        ("no v4 yet", ip(a.mac, [0, 0, 0, 0].into(), [255; 4].into(), 17, &[0; 8]), DROPPED),
-        ("half a header", ip(a.mac, a4, b4, 17, &[])[..30].to_vec(), DROPPED),
-        ("duplicate address detection", ip(a.mac, v6("::"), v6("ff02::1:ff00:1"), 58, &icmp6(135)), PASSED),
-        ("UDP from ::", ip(a.mac, v6("::"), v6("ff02::1"), 17, &[0; 8]), DROPPED),
-        ("multicast listener report", ip(a.mac, v6("::"), v6("ff02::16"), 0, &mld), PASSED),
-        ("neighbour solicitation", ip(a.mac, v6("fe80::5"), v6("ff02::1:ff00:1"), 58, &icmp6(135)), PASSED),
-        ("router advertisement", ip(a.mac, v6("fe80::5"), v6("ff02::1"), 58, &icmp6(134)), DROPPED),
-        ("redirect", ip(a.mac, v6("fe80::1"), b6, 58, &icmp6(137)), DROPPED),
-        ("echo from a link-local address", ip(a.mac, v6("fe80::5"), b6, 58, &icmp6(128)), DROPPED),
-        ("UDP from a link-local address", ip(a.mac, v6("fe80::5"), b6, 17, &[0; 8]), DROPPED),
-        ("own ARP", arp(a.mac, a.mac, a.v4.octets()), PASSED),
-        ("ARP probe", arp(a.mac, a.mac, [0; 4]), PASSED),
-        ("ARP for the gateway", arp(a.mac, a.mac, [169, 254, 1, 1]), DROPPED),
-        ("ARP for the other pod", arp(a.mac, a.mac, b.v4.octets()), DROPPED),
-        ("ARP with another MAC", arp(a.mac, other, a.v4.octets()), DROPPED),
-        ("ARP from another MAC", arp(other, other, a.v4.octets()), DROPPED),
-        ("VLAN", vlan, DROPPED),
-        ("an unknown protocol", [&a.host_mac[..], &a.mac, &[0x88, 0xcc], &[0; 40]].concat(), DROPPED),
+        ("own v4", ip(a.mac, a4, b4, 17, &[0; 8]), Redirected),
+        ("own v6", ip(a.mac, a6, b6, 17, &[0; 8]), Redirected),
+        ("the other pod's v4", ip(a.mac, b4, a4, 17, &[0; 8]), Dropped(SourceAddress)),
+        ("the other pod's v6", ip(a.mac, b6, a6, 17, &[0; 8]), Dropped(SourceAddress)),
+        ("own v4, other MAC", ip(other, a4, b4, 17, &[0; 8]), Dropped(SourceMac)),
+        ("own v6, other MAC", ip(other, a6, b6, 17, &[0; 8]), Dropped(SourceMac)),
+        ("no v4 yet", ip(a.mac, [0, 0, 0, 0].into(), [255; 4].into(), 17, &[0; 8]), Dropped(LinkLocal)),
+        ("half a header", ip(a.mac, a4, b4, 17, &[])[..30].to_vec(), Dropped(Truncated)),
+        ("duplicate address detection", ip(a.mac, v6("::"), v6("ff02::1:ff00:1"), 58, &icmp6(135)), Passed),
+        ("UDP from ::", ip(a.mac, v6("::"), v6("ff02::1"), 17, &[0; 8]), Dropped(LinkLocal)),
+        ("multicast listener report", ip(a.mac, v6("::"), v6("ff02::16"), 0, &mld), Passed),
+        ("neighbour solicitation", ip(a.mac, v6("fe80::5"), v6("ff02::1:ff00:1"), 58, &icmp6(135)), Passed),
+        ("router advertisement", ip(a.mac, v6("fe80::5"), v6("ff02::1"), 58, &icmp6(134)), Dropped(Router)),
+        ("redirect", ip(a.mac, v6("fe80::1"), b6, 58, &icmp6(137)), Dropped(Router)),
+        ("echo from a link-local address", ip(a.mac, v6("fe80::5"), b6, 58, &icmp6(128)), Dropped(LinkLocal)),
+        ("UDP from a link-local address", ip(a.mac, v6("fe80::5"), b6, 17, &[0; 8]), Dropped(LinkLocal)),
+        ("own ARP", arp(a.mac, a.mac, a.v4.octets()), Passed),
+        ("ARP probe", arp(a.mac, a.mac, [0; 4]), Passed),
+        ("ARP for the gateway", arp(a.mac, a.mac, [169, 254, 1, 1]), Dropped(Arp)),
+        ("ARP for the other pod", arp(a.mac, a.mac, b.v4.octets()), Dropped(Arp)),
+        ("ARP with another MAC", arp(a.mac, other, a.v4.octets()), Dropped(Arp)),
+        ("ARP from another MAC", arp(other, other, a.v4.octets()), Dropped(Arp)),
+        ("VLAN", vlan, Dropped(Vlan)),
+        (
+            "an unknown protocol",
+            [&a.host_mac[..], &a.mac, &[0x88, 0xcc], &[0; 40]].concat(),
+            Dropped(Protocol),
+        ),
+        ("half an IPv6 header", ip(a.mac, a6, b6, 17, &[])[..40].to_vec(), Dropped(Truncated)),
+        ("half an ARP message", arp(a.mac, a.mac, a.v4.octets())[..30].to_vec(), Dropped(Truncated)),
+        ("ARP for something else", arp_for_ipx, Dropped(Arp)),
+        ("neighbour solicitation in IPv4", ip(a.mac, [0; 4].into(), b4, 58, &icmp6(135)), Dropped(LinkLocal)),
     ] {
-        let before = fast_path.counters().unwrap();
+        let look = || (fast_path.counters().unwrap(), counted(&node, &a), counted(&node, &b));
+        let before = look();
         a.send_frame(&frame);
-        let now = fast_path.counters().unwrap();
-        let grown = (
-            now.passed.packets - before.passed.packets,
-            now.dropped.packets - before.dropped.packets,
-            now.redirected.packets - before.redirected.packets,
-        );
-        assert_eq!(grown, verdict, "{what} (passed, dropped, redirected)");
-        assert_eq!(now.returned, before.returned, "{what}");
+        let now = look();
+        let wanted = match verdict {
+            Redirected => ([1, 0, 0], vec![]),
+            Passed => ([0, 1, 0], vec![]),
+            Dropped(why) => ([0, 0, 1], vec![(why, 1)]),
+        };
+        assert_eq!(grown(before.0, now.0), wanted, "{what}, of the node");
+        assert_eq!(grown(before.1, now.1), wanted, "{what}, of the pod");
+        assert_eq!(now.2, before.2, "{what}, of the other pod");
     }
+}
+
+#[test]
+fn each_pod_is_counted_by_itself() {
+    let (node, fast_path, a, b) = two_pods();
+    for pod in [&a, &b] {
+        pod.sh(
+            "nft \"table inet got { counter got {}; chain c { type filter hook prerouting priority -400; \
+                meta pkttype host counter name got; }; }\"",
+        );
+    }
+    let received = |pod: &Pod| {
+        let got = json(&pod.inside("nft -j list counter inet got got"));
+        got["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+    };
+    assert!(a.pings(b.v4) && a.pings(b.v6) && a.pings(NODE_V4));
+    a.send_frame(&ip(a.mac, a.v4.into(), b.v4.into(), 253, &[0; 8]));
+    let (of_a, of_b) = (counted(&node, &a), counted(&node, &b));
+    assert_eq!((of_a.redirected.packets, of_a.passed.packets), (7, 3));
+    assert_eq!(of_a.redirected.bytes, 3 * 98 + 3 * 118 + 42);
+    // Answers, and the word that nobody there knows that protocol.
+    assert_eq!((of_b.redirected.packets, of_b.passed.packets), (7, 0));
+    assert_eq!((received(&a), received(&b)), (7 + 3, 7), "what pods received is what was handed over");
+
+    node.translate(&b);
+    assert!(a.pings(VIRTUAL_V4));
+    assert_eq!(counted(&node, &a).passed.packets, 6);
+    assert_eq!((counted(&node, &b).returned.packets, counted(&node, &a).returned.packets), (3, 0));
+
+    // Attaching again goes on counting; an end forgets, and the node's sums stay.
+    fast_path.attach(&a.link).unwrap();
+    assert_eq!(counted(&node, &a).passed.packets, 6);
+    assert!(fast_path.forget_counters(a.ifindex()).unwrap());
+    assert!(!fast_path.forget_counters(a.ifindex()).unwrap());
+    assert_eq!(node.counted(a.ifindex()), None);
+    let sums = fast_path.counters().unwrap();
+    assert_eq!((sums.redirected.packets, sums.passed.packets, sums.returned.packets), (14, 6, 3));
+}
+
+#[test]
+fn what_a_pod_sends_while_it_is_detached_is_nobodys_spoofing() {
+    let (node, mut fast_path, a, b) = two_pods();
+    let spoofed = ip(a.mac, b.v4.into(), a.v4.into(), 17, &[0; 8]);
+    let own = ip(a.mac, a.v4.into(), b.v4.into(), 17, &[0; 8]);
+    let before = fast_path.counters().unwrap();
+    for addr in [a.v4.into(), IpAddr::from(a.v6)] {
+        assert!(fast_path.remove_pod(addr, a.ifindex()).unwrap());
+    }
+    assert!(fast_path.forget_counters(a.ifindex()).unwrap());
+    a.send_frame(&own);
+    a.send_frame(&spoofed);
+    let now = fast_path.counters().unwrap();
+    assert_eq!(reasons(before.drops, now.drops), [(Reason::Detached, 2)]);
+    assert_eq!(counted(&node, &b), Counters { drops: Some(Drops::default()), ..Counters::default() });
+    let links = PodCounters::open(&node.dir()).unwrap().unwrap().links().collect::<Result<Vec<_>, _>>();
+    assert_eq!(links.unwrap(), [b.ifindex()]);
 }
 
 #[test]

@@ -13,7 +13,9 @@ use std::{
 };
 
 use node::{Node, Pod, json, sh, status};
-use weft_hooks::{Direction, Error, FastPath, LAYOUT_VERSION, Mode, PROGRAM_VERSION, Versions, Wanted};
+use weft_hooks::{
+    Direction, Error, FastPath, LAYOUT_VERSION, Mode, PROGRAM_VERSION, PodCounters, Versions, Wanted,
+};
 
 fn newer(by: u32) -> Wanted {
     Wanted { program: PROGRAM_VERSION + by, mode: None }
@@ -30,7 +32,8 @@ fn files(node: &Node) -> Vec<String> {
     names
 }
 
-const WHOLE: [&str; 7] = ["counters", "flows", "from_pod", "pods", "returns", "to_pod", "version"];
+const WHOLE: [&str; 9] =
+    ["counters", "drops", "flows", "from_pod", "pod_counters", "pods", "returns", "to_pod", "version"];
 
 /// Handles, priorities and program numbers of the filters on one side of a link, by tc.
 fn filters(link: &str, side: &str) -> Vec<(u64, u64, String)> {
@@ -167,6 +170,85 @@ fn an_upgrade_swaps_the_programs_under_live_traffic() {
     assert_eq!(files(&node), WHOLE);
 }
 
+/// Pins as version 1 made them, by clang and bpftool: its sources are in tests/version-1.
+fn version_1(node: &Node) -> FastPath {
+    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/version-1");
+    let (dir, object) = (node.dir(), node.tmp().join("fastpath.bpf.o"));
+    let (parent, object) = (dir.parent().unwrap().display(), object.display());
+    // Relative, for libbpf takes the dots out of the whole path.
+    sh(&format!(
+        "clang -O2 -g -target bpf -mcpu=v3 -idirafter /usr/include/$(uname -m)-linux-gnu -c {sources}/fastpath.bpf.c -o {object}
+         cd {parent}
+         mkdir weft
+         bpftool prog loadall {object} weft type classifier pinmaps weft
+         rm weft/*rodata"
+    ));
+    symlink("layout=1 program=1 mode=redirect_peer", node.dir().join("version")).unwrap();
+    assert_eq!(files(node), ["counters", "flows", "from_pod", "pods", "returns", "to_pod", "version"]);
+    node.open_wanted(Wanted { program: 1, mode: None })
+}
+
+#[test]
+fn an_upgrade_from_version_1_counts_for_each_pod() {
+    let node = Node::new();
+    let mut old = version_1(&node);
+    let (a, b) = (Pod::new(1), Pod::new(2));
+    a.join(&mut old);
+    b.join(&mut old);
+    assert!(a.pings(b.v4));
+    let told = old.counters().unwrap();
+    assert_eq!((told.redirected.packets, told.drops), (6, None), "version 1 does not tell reasons");
+    assert!(PodCounters::open(&node.dir()).unwrap().is_none());
+    let from_pod = node.pinned_id("from_pod");
+
+    thread::scope(|scope| {
+        let ping = scope.spawn(|| sh(&a.inside(&format!("ping -q -c 500 -i 0.002 -W 1 {}", b.v4))));
+        node::until("some traffic", || old.counters().unwrap().redirected.packets > 20);
+        node.open();
+        assert!(!ping.is_finished(), "the upgrade came too late to prove anything");
+        let report = ping.join().unwrap();
+        assert!(report.contains("500 received, 0% packet loss"), "{report}");
+    });
+    assert_ne!(node.pinned_id("from_pod"), from_pod);
+    assert_eq!(files(&node), WHOLE);
+    let new = node.open();
+    assert_eq!(new.counters().unwrap().redirected.packets, 6 + 2 * 500, "the sums go on");
+    let ([redirected, passed, dropped, returned], drops) = node.counted(a.ifindex()).unwrap();
+    assert!((1..500).contains(&redirected), "from the upgrade on: {redirected}");
+    assert_eq!((passed, dropped, returned, drops), (0, 0, 0, [0; 16]));
+    assert!(node.counted(b.ifindex()).is_some());
+}
+
+#[test]
+fn an_upgrade_that_was_killed_is_done_again() {
+    let node = Node::new();
+    let mut old = version_1(&node);
+    let pod = Pod::new(1);
+    pod.join(&mut old);
+    node.open();
+    // Killed before the version was written, with or without the maps.
+    for missing in [&["drops"][..], &["pod_counters"], &["drops", "pod_counters"], &[]] {
+        for name in missing {
+            fs::remove_file(node.dir().join(name)).unwrap();
+        }
+        fs::remove_file(node.dir().join("version")).unwrap();
+        symlink("layout=1 program=1 mode=redirect_peer", node.dir().join("version")).unwrap();
+        node.open();
+        assert_eq!(files(&node), WHOLE);
+        assert!(node.counted(pod.ifindex()).is_some(), "without {missing:?}");
+        assert_eq!(version(&node).unwrap().program, PROGRAM_VERSION);
+    }
+}
+
+#[test]
+fn what_a_newer_version_pinned_is_removed_too() {
+    let node = Node::new();
+    node.open_wanted(newer(1));
+    sh(&format!("bpftool map pin pinned {0}/pods {0}/sockets", node.dir().display()));
+    FastPath::unload(&node.dir()).unwrap();
+    assert!(!node.dir().exists());
+}
+
 #[test]
 fn newer_pins_are_used_as_they_are() {
     let node = Node::new();
@@ -292,7 +374,7 @@ fn unloading_leaves_nothing() {
     sh(&format!("ip link del {}", gone.link));
     let program = node.pinned_id("from_pod");
     let maps = json(&format!("bpftool -j prog show id {program}"))["map_ids"].clone();
-    assert_eq!(maps.as_array().unwrap().len(), 5, "four and the constant");
+    assert_eq!(maps.as_array().unwrap().len(), 7, "six and the constant");
     drop(fast_path);
 
     FastPath::unload(&node.dir()).unwrap();

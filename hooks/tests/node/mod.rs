@@ -110,6 +110,25 @@ impl Node {
         ));
     }
 
+    /// What is counted for the pod behind a link, by bpftool: packets redirected, passed, dropped, returned, and its drops by reason.
+    pub(crate) fn counted(&self, ifindex: u32) -> Option<([u64; 4], [u64; 16])> {
+        let path = self.dir().join("pod_counters");
+        let dump = json(&format!("bpftool -j map dump pinned {}", path.display()));
+        let rows = dump.as_array().unwrap().iter().map(|row| &row["formatted"]);
+        let row = rows.into_iter().find(|row| row["key"].as_u64() == Some(ifindex.into()))?;
+        let (mut outcomes, mut drops) = ([0; 4], [0; 16]);
+        for cpu in row["values"].as_array().unwrap() {
+            let value = &cpu["value"];
+            for (at, sum) in outcomes.iter_mut().enumerate() {
+                *sum += value["outcomes"][at]["packets"].as_u64().unwrap();
+            }
+            for (at, sum) in drops.iter_mut().enumerate() {
+                *sum += value["drops"][at].as_u64().unwrap();
+            }
+        }
+        Some((outcomes, drops))
+    }
+
     pub(crate) fn pinned_id(&self, name: &str) -> u64 {
         json(&format!("bpftool -j prog show pinned {}", self.dir().join(name).display()))["id"]
             .as_u64()
