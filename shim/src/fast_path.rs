@@ -55,10 +55,11 @@ pub(crate) fn open(config: &Config) -> Result<Option<FastPath>, Error> {
     }
 }
 
-/// Takes the pod's addresses off the path, but for those that another pod has by now. `index` is 0 where the host end is gone
+/// Takes the pod's addresses and its counters off the path, but for those that another pod has by now. `index` is 0 where the host end is gone
 /// and was not written down: the entries say then whose they are.
 pub(crate) fn leave(config: &Config, record: &Record, index: u32) -> Result<(), Error> {
     let Some(mut fast_path) = open(config)? else { return Ok(()) };
+    let mut counted = index;
     for address in &record.addresses {
         let own = |entry: &PodEntry| Mac::new(entry.mac).to_string() == record.mac;
         let index = match index {
@@ -67,7 +68,8 @@ pub(crate) fn leave(config: &Config, record: &Record, index: u32) -> Result<(), 
         };
         if let Some(index) = index {
             fast_path.remove_pod(*address, index)?;
+            counted = index;
         }
     }
-    Ok(())
+    fast_path.forget_counters(counted).map(drop)
 }

@@ -195,8 +195,8 @@ impl PodNetwork for Server {
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let page = self.page(&request.filter, request.page_size, &request.page_token)?;
-        let stats = self.at_home(stats::of_all(&page.records)).await?;
-        let stats = stats.map_err(|err| status(Code::INTERNAL, &err))?;
+        let stats = self.at_home(stats::of_all(&self.config, &page.records)).await?;
+        let stats = stats.map_err(Error::status)?;
         Ok(api::StatsResponse { stats, next_page_token: page.next, ..Default::default() })
     }
 

@@ -44,6 +44,8 @@ pub(crate) struct Report {
     pub(crate) links: Vec<String>,
     /// Addresses whose map entries had no record and were deleted.
     pub(crate) entries: Vec<IpAddr>,
+    /// Indices of links without a record whose counters were deleted.
+    pub(crate) counters: Vec<u32>,
     /// Host ends without a record that carry traffic or are being made: their records are in another store, or were lost.
     /// Left alone.
     pub(crate) foreign: Vec<String>,

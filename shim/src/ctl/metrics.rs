@@ -186,6 +186,11 @@ fn data_path(page: &mut Page, status: &api::NodeStatusResponse) {
             page.sample(name, &[("outcome", way)], &value.to_string());
         }
     }
+    let name = "weft_drops_total";
+    page.head(name, "Packets of pods that were dropped, by reason.", "counter");
+    for drop in &counters.drops {
+        page.sample(name, &[("reason", drop.reason.as_str())], &drop.packets.to_string());
+    }
 }
 
 fn pools(page: &mut Page, ranges: &[api::RangeStatus]) {

@@ -68,7 +68,7 @@ impl Node<'_> {
                 return Ok(answer.stats);
             }
         }
-        Ok(stats::of_all(records).await?)
+        Ok(stats::of_all(self.config, records).await?)
     }
 }
 

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::Format;
 use super::show::{addresses, data_path, line, pod_name, print_json};
+use super::status::{counters_json, ways};
 use super::{Error, Node};
+use crate::fast_path::is_hooked;
 use crate::proto::network as api;
 use crate::record::Record;
 use crate::routes::{gateway, host_prefix, host_route, pod_routes};
@@ -76,6 +78,7 @@ fn as_json(record: &Record, stats: Option<&api::Stats>) -> Value {
         "routes": { "pod": routes(in_the_pod(record)), "host": routes(on_the_host(record)) },
         "received": traffic(stats.and_then(|stats| stats.received.as_ref())),
         "sent": traffic(stats.and_then(|stats| stats.sent.as_ref())),
+        "counters": stats.and_then(|stats| stats.data_path.as_ref()).map(counters_json),
     })
 }
 
@@ -112,7 +115,19 @@ fn facts(record: &Record, stats: Option<&api::Stats>) -> Vec<(&'static str, Stri
     };
     facts.push(traffic("received", stats.and_then(|stats| stats.received.as_ref())));
     facts.push(traffic("sent", stats.and_then(|stats| stats.sent.as_ref())));
+    if is_hooked(record) {
+        facts.extend(data_path_counters(stats.and_then(|stats| stats.data_path.as_ref())));
+    }
     facts.into_iter().map(|(key, value)| (key, if value.is_empty() { "-".into() } else { value })).collect()
+}
+
+/// What became of what the pod sent, and why it was dropped.
+fn data_path_counters(counters: Option<&api::DataPathCounters>) -> Vec<(&'static str, String)> {
+    let Some(counters) = counters else { return vec![("redirected", "not counted".to_owned())] };
+    let of = |count: &api::Count| format!("{} packets, {} bytes", count.packets, count.bytes);
+    let drops = counters.drops.iter().filter(|drop| drop.packets > 0);
+    let reasons = drops.map(|drop| ("", format!("{} {}", drop.packets, drop.reason)));
+    ways(counters).into_iter().map(|(way, count)| (way, of(count))).chain(reasons).collect()
 }
 
 /// Destination and way of each, as attach makes them of the record.

@@ -49,6 +49,10 @@ fn rows(report: &Report) -> Vec<[String; 4]> {
     let links = report.links.iter().map(|link| row("link", link, "-", "it has no record and no routes"));
     let entries =
         report.entries.iter().map(|address| row("entry", "-", &address.to_string(), "it has no record"));
+    let counters = report
+        .counters
+        .iter()
+        .map(|index| row("counters", &format!("link {index}"), "-", "it has no record"));
     let foreign = report
         .foreign
         .iter()
@@ -56,5 +60,13 @@ fn rows(report: &Report) -> Vec<[String; 4]> {
     let nat = report.nat_repaired.then(|| row("table", "inet weft", "-", "it was not as the records say"));
     let tombstones = report.tombstones.iter().map(|one| gone("tombstone", one));
     let failed = report.failed.iter().map(|what| row("failed", "-", "-", what));
-    freed.chain(links).chain(entries).chain(foreign).chain(nat).chain(tombstones).chain(failed).collect()
+    freed
+        .chain(links)
+        .chain(entries)
+        .chain(counters)
+        .chain(foreign)
+        .chain(nat)
+        .chain(tombstones)
+        .chain(failed)
+        .collect()
 }

@@ -33,10 +33,19 @@ fn as_json(status: &api::NodeStatusResponse) -> Value {
         json["version"] = status.program_version.into();
         json["layout"] = status.layout_version.into();
         json["mode"] = status.program_mode.clone().into();
-        let ways = ways(counters).into_iter();
-        let count = |count: &api::Count| json!({ "packets": count.packets, "bytes": count.bytes });
-        json["counters"] =
-            Value::Object(ways.map(|(way, counted)| (way.to_owned(), count(counted))).collect::<Map<_, _>>());
+        json["counters"] = counters_json(counters);
+    }
+    json
+}
+
+/// Of the node or of one pod.
+pub(super) fn counters_json(counters: &api::DataPathCounters) -> Value {
+    let count = |count: &api::Count| json!({ "packets": count.packets, "bytes": count.bytes });
+    let ways = ways(counters).into_iter().map(|(way, counted)| (way.to_owned(), count(counted)));
+    let mut json = Value::Object(ways.collect::<Map<_, _>>());
+    if !counters.drops.is_empty() {
+        let drops = counters.drops.iter().map(|drop| (drop.reason.clone(), drop.packets.into()));
+        json["drops"] = Value::Object(drops.collect());
     }
     json
 }
@@ -52,7 +61,7 @@ pub(super) fn ranges_json(ranges: &[api::RangeStatus]) -> Value {
     ranges.iter().map(range).collect()
 }
 
-fn ways(counters: &api::DataPathCounters) -> [(&'static str, &api::Count); 4] {
+pub(super) fn ways(counters: &api::DataPathCounters) -> [(&'static str, &api::Count); 4] {
     [
         ("redirected", &counters.redirected),
         ("passed", &counters.passed),
@@ -80,12 +89,28 @@ fn as_table(status: &api::NodeStatusResponse, out: &mut impl Write) -> Result<()
         let rows = ways(counters)
             .map(|(way, count)| [way.to_owned(), count.packets.to_string(), count.bytes.to_string()]);
         table(out, std::iter::once(header).chain(rows).collect())?;
+        drops_table(counters, out)?;
     }
     if !status.ranges.is_empty() {
         line(out, "")?;
         ranges_table(&status.ranges, out)?;
     }
     Ok(())
+}
+
+/// One line a reason that packets were dropped for.
+fn drops_table(counters: &api::DataPathCounters, out: &mut impl Write) -> Result<(), Error> {
+    let rows: Vec<_> = counters
+        .drops
+        .iter()
+        .filter(|drop| drop.packets > 0)
+        .map(|drop| [drop.reason.clone(), drop.packets.to_string()])
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    line(out, "")?;
+    table(out, std::iter::once(["DROPPED FOR", "PACKETS"].map(str::to_owned)).chain(rows).collect())
 }
 
 /// One line a range.

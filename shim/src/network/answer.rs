@@ -1,4 +1,6 @@
-//! A record as the protocol tells it.
+//! A record, and what the programs count, as the protocol tells them.
+
+use weft_hooks::{Count, Counters};
 
 use crate::proto::network as api;
 use crate::record::{DataPath, Record, State};
@@ -38,6 +40,23 @@ pub(super) fn attachment(record: Record) -> api::Attachment {
         pod_uid: record.pod.uid,
         labels: record.pod.labels.into_iter().collect(),
         record: text,
+        ..Default::default()
+    }
+}
+
+/// What became of packets, of the node or of one pod.
+pub(super) fn data_path_counters(counters: &Counters) -> api::DataPathCounters {
+    let count =
+        |Count { packets, bytes }: Count| Some(api::Count { packets, bytes, ..Default::default() }).into();
+    let drops = counters.drops.iter().flat_map(|drops| drops.iter());
+    api::DataPathCounters {
+        redirected: count(counters.redirected),
+        passed: count(counters.passed),
+        returned: count(counters.returned),
+        dropped: count(counters.dropped),
+        drops: drops
+            .map(|(why, packets)| api::Drop { reason: why.as_str().into(), packets, ..Default::default() })
+            .collect(),
         ..Default::default()
     }
 }

@@ -14,6 +14,8 @@ pub(crate) enum Error {
     Pod(#[from] pod::Error),
     #[error("read the fast path's state")]
     FastPath(#[from] weft_hooks::Error),
+    #[error("look at a pod's link")]
+    Link(#[from] weft_netns::Error),
 }
 
 impl Error {
@@ -21,7 +23,7 @@ impl Error {
     pub(super) fn status(self) -> ttrpc::Error {
         match self {
             Error::Pod(err) => refused(err),
-            Error::FastPath(_) => status(Code::INTERNAL, &self),
+            Error::FastPath(_) | Error::Link(_) => status(Code::INTERNAL, &self),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use weft_hooks::{Count, Counters, FastPath};
+use weft_hooks::{Counters, FastPath};
 use weft_ipam::Fill;
 
 use super::Error;
+use super::answer::data_path_counters;
 use crate::cni;
 use crate::config::Config;
 use crate::error::chain;
@@ -63,17 +64,7 @@ fn data_path(config: &Config, answer: &mut api::NodeStatusResponse) -> Result<()
     answer.program_version = versions.program;
     answer.layout_version = versions.layout;
     answer.program_mode = versions.mode.to_string();
-    let counters = Counters::read(&config.bpf_dir)?;
-    let count =
-        |Count { packets, bytes }: Count| Some(api::Count { packets, bytes, ..Default::default() }).into();
-    answer.counters = Some(api::DataPathCounters {
-        redirected: count(counters.redirected),
-        passed: count(counters.passed),
-        returned: count(counters.returned),
-        dropped: count(counters.dropped),
-        ..Default::default()
-    })
-    .into();
+    answer.counters = Some(data_path_counters(&Counters::read(&config.bpf_dir)?)).into();
     Ok(())
 }
 

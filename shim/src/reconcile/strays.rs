@@ -1,13 +1,16 @@
-//! Links and map entries without a record.
+//! Links, map entries and counters without a record.
 //!
 //! Detach ends the record last, after map entries and routes, and with a namespace that is about to die it leaves the
 //! pair of links to that. So a host end without a record and without routes has been detached, and is deleted. One that
 //! weft's routes still lead to has not: its record is in another store, or was lost with the store, and its pod may
 //! live. One that is down has not been attached yet, by somebody with another store. Both are named, and left alone.
+//!
+//! A row of counters is made after the map entries of its link and deleted after them: without one that stays, it goes.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
+use weft_hooks::PodCounters;
 use weft_ipam::Owner;
 use weft_netns::Link;
 
@@ -21,17 +24,28 @@ use crate::record::{Names, State};
 pub(super) struct Strays {
     links: Vec<Link>,
     entries: Vec<(IpAddr, u32)>,
+    /// Indices of links.
+    counters: Vec<u32>,
 }
 
-/// All host ends and map entries of the node.
+/// All host ends, map entries and counters of the node. Counters before the entries, which are older than they.
 pub(super) async fn find(run: &mut Run<'_>) -> Strays {
+    let counters = counters(run).map_err(Error::FastPath);
     let links = run.host.veths().await.map_err(kernel("list the host's ends"));
     let entries = entries(run).map_err(Error::FastPath);
     let mut failed = |err: Error| run.report.failed.push(chain(&err));
     let links = links.map_err(&mut failed).unwrap_or_default();
+    // Whose counters they are, only the entries tell.
+    let counters =
+        if entries.is_ok() { counters.map_err(&mut failed).unwrap_or_default() } else { Vec::new() };
     let entries = entries.map_err(failed).unwrap_or_default();
     let ours = |link: &Link| Names::belong_together(&link.name, link.mac);
-    Strays { links: links.into_iter().filter(ours).collect(), entries }
+    Strays { links: links.into_iter().filter(ours).collect(), entries, counters }
+}
+
+fn counters(run: &Run<'_>) -> Result<Vec<u32>, weft_hooks::Error> {
+    let Some(counters) = PodCounters::open(&run.config.bpf_dir)? else { return Ok(Vec::new()) };
+    counters.links().collect()
 }
 
 fn entries(run: &Run<'_>) -> Result<Vec<(IpAddr, u32)>, weft_hooks::Error> {
@@ -47,13 +61,22 @@ impl Strays {
         let leases = run.ledger.view()?.leases().map_err(|source| run.ledger.failed(source))?;
         let holders: HashMap<IpAddr, Owner> =
             leases.into_iter().map(|lease| (lease.address, lease.owner)).collect();
-        self.entries.retain(|(address, index)| match holders.get(address) {
-            // A record that cannot be read may be right.
-            Some(owner) => run.ledger.read(owner).is_ok_and(|record| {
-                record.is_some_and(|record| record.state == State::Attached && record.host_index != *index)
-            }),
-            None => true,
+        let mut counted = HashSet::new();
+        self.entries.retain(|(address, index)| {
+            let stray = match holders.get(address) {
+                // A record that cannot be read may be right.
+                Some(owner) => run.ledger.read(owner).is_ok_and(|record| {
+                    record
+                        .is_some_and(|record| record.state == State::Attached && record.host_index != *index)
+                }),
+                None => true,
+            };
+            if !stray {
+                counted.insert(*index);
+            }
+            stray
         });
+        self.counters.retain(|index| !counted.contains(index));
         Ok(self)
     }
 
@@ -81,6 +104,13 @@ impl Strays {
                 Err(err) => run.report.failed.push(chain(&err)),
             }
         }
+        for index in self.counters.into_iter().filter(|index| !live.contains(index)) {
+            match forget_counters(run, index) {
+                Ok(true) => run.report.counters.push(index),
+                Ok(false) => {}
+                Err(err) => run.report.failed.push(chain(&err)),
+            }
+        }
         for link in self.links.into_iter().filter(|link| !live.contains(&link.index)) {
             match remove_link(run, &link).await {
                 Ok(true) => run.report.links.push(link.name),
@@ -98,6 +128,15 @@ fn remove_entry(run: &Run<'_>, address: IpAddr, index: u32) -> Result<bool, Erro
     }
     let Some(mut fast_path) = fast_path::open(run.config).map_err(Error::FastPath)? else { return Ok(false) };
     fast_path.remove_pod(address, index).map_err(Error::FastPath)
+}
+
+/// `false` if they have gone.
+fn forget_counters(run: &Run<'_>, index: u32) -> Result<bool, Error> {
+    if run.report.dry_run {
+        return Ok(true);
+    }
+    let Some(fast_path) = fast_path::open(run.config).map_err(Error::FastPath)? else { return Ok(false) };
+    fast_path.forget_counters(index).map_err(Error::FastPath)
 }
 
 /// Goes by index, which no other link of the namespace ever has had. `false` if it has gone.

@@ -173,12 +173,18 @@ impl Node {
 
     /// Entries of the pinned map, as another program sees them.
     pub(crate) fn map_entries(&self) -> usize {
-        let map = self.bpf().join("weft/pods");
+        self.map_dump("pods").len()
+    }
+
+    /// A pinned map, with the names that it was compiled with; nothing if it is not there.
+    pub(crate) fn map_dump(&self, name: &str) -> Vec<Value> {
+        let map = self.bpf().join("weft").join(name);
         if !map.exists() {
-            return 0;
+            return Vec::new();
         }
         let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(map).output().unwrap();
-        serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().len()
+        let Value::Array(entries) = serde_json::from_slice(&output.stdout).unwrap() else { panic!() };
+        entries.into_iter().map(|mut entry| entry["formatted"].take()).collect()
     }
 
     /// Nothing of any pod is there any more; links may take the kernel a moment.
@@ -186,6 +192,7 @@ impl Node {
         assert_eq!(self.weft(&["pods", "-o", "json"]), json!([]), "records");
         assert_eq!(self.routes(), [""; 0], "routes");
         assert_eq!(self.map_entries(), 0, "map entries");
+        assert_eq!(self.map_dump("pod_counters"), [Value::Null; 0], "counters of pods");
         wait_until("the links are gone", || self.links().is_empty());
     }
 }

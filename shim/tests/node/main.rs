@@ -14,6 +14,7 @@ mod cni;
 mod command;
 mod common;
 mod journal;
+mod counters;
 mod killed;
 mod network;
 mod networks;

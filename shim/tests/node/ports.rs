@@ -416,6 +416,8 @@ fn elements_without_a_record_give_way() {
     assert_eq!(answer.addresses()[0], "10.88.0.2", "a's, of which nothing is known any more");
     node.cni("DEL", "b", &conf);
     node.remove_pod("a");
+    wait_until("the links are gone", || node.links().is_empty());
+    assert_eq!(node.reconcile(&[]).0["counters"].as_array().unwrap().len(), 1, "a's");
     node.assert_empty();
 }
 

@@ -44,7 +44,7 @@ fn a_passed_socket_is_served_until_nobody_needs_it() {
 }
 
 /// Status line and body.
-fn get(mut stream: impl Read + Write, path: &str) -> (String, String) {
+pub(crate) fn get(mut stream: impl Read + Write, path: &str) -> (String, String) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: weft\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -53,7 +53,7 @@ fn get(mut stream: impl Read + Write, path: &str) -> (String, String) {
 }
 
 /// The value of a sample, which stands there once.
-fn value(page: &str, sample: &str) -> f64 {
+pub(crate) fn value(page: &str, sample: &str) -> f64 {
     let found: Vec<&str> =
         page.lines().filter_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')).collect();
     assert_eq!(found.len(), 1, "{sample} in {page}");
@@ -119,6 +119,7 @@ fn metrics_tell_what_happened() {
         ("weft_data_path{step=\"routing\"}", 0.0),
         ("weft_packets_total{outcome=\"redirected\"}", 2.0),
         ("weft_packets_total{outcome=\"dropped\"}", 0.0),
+        ("weft_drops_total{reason=\"source_address\"}", 0.0),
         (&format!("weft_pool_addresses{pool}"), 253.0),
         (&format!("weft_pool_addresses_used{pool}"), 1.0),
         (&format!("weft_pool_addresses_cooling{pool}"), 1.0),
