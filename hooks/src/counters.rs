@@ -10,7 +10,7 @@
 //! The programs count in a row of `pod_counters` that is there and make none: user space makes it when it hangs the programs on a
 //! link, and deletes it at detach, so nothing is left of a pod. Programs of version 1 have `counters` alone.
 
-use std::path::Path;
+use std::{path::Path, thread};
 
 use aya::{
     Pod,
@@ -31,6 +31,8 @@ const OUTCOMES: usize = 4;
 const PLACES: usize = 16;
 /// `struct pod_count` of bpf/pods.h.
 type Row = [u64; 2 * OUTCOMES + PLACES];
+/// How often a row is tried again.
+const PATIENCE: usize = 100;
 /// BPF_NOEXIST of linux/bpf.h.
 const NOEXIST: u64 = 1;
 
@@ -193,7 +195,20 @@ impl PodCounters {
     }
 
     /// Count for the pod behind a link from now on; go on where that is done already.
+    ///
+    /// The kernel fetches per-CPU memory beside the calls that use it up (kernel/bpf/memalloc.c), so a burst of new rows, as an upgrade
+    /// makes them, may find none for a moment.
     pub(crate) fn add(&mut self, ifindex: u32) -> Result<(), Error> {
+        for _ in 0..PATIENCE {
+            match self.try_add(ifindex) {
+                Err(e) if e.errno() == Some(Errno::ENOMEM as i32) => thread::yield_now(),
+                added => return added,
+            }
+        }
+        self.try_add(ifindex)
+    }
+
+    fn try_add(&mut self, ifindex: u32) -> Result<(), Error> {
         let failed = |(path, e)| Error::file("read", Path::new(path))(e);
         let zeroes = vec![Row::default(); nr_cpus().map_err(failed)?];
         let zeroes =

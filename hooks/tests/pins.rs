@@ -14,7 +14,8 @@ use std::{
 
 use node::{Node, Pod, json, sh, status};
 use weft_hooks::{
-    Direction, Error, FastPath, LAYOUT_VERSION, Mode, PROGRAM_VERSION, PodCounters, Versions, Wanted,
+    Direction, Error, FastPath, LAYOUT_VERSION, Mode, PROGRAM_VERSION, PodCounters, PodEntry, Versions,
+    Wanted,
 };
 
 fn newer(by: u32) -> Wanted {
@@ -217,6 +218,21 @@ fn an_upgrade_from_version_1_counts_for_each_pod() {
     assert!((1..500).contains(&redirected), "from the upgrade on: {redirected}");
     assert_eq!((passed, dropped, returned, drops), (0, 0, 0, [0; 16]));
     assert!(node.counted(b.ifindex()).is_some());
+}
+
+#[test]
+fn an_upgrade_counts_for_as_many_pods_as_there_are() {
+    let node = Node::new();
+    let mut old = version_1(&node);
+    for number in 1..=5000u32 {
+        let entry = PodEntry { ifindex: number, mac: [2; 6], host_mac: [6; 6], stack_only: false };
+        old.set_pod(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into(), &entry).unwrap();
+    }
+    let start = Instant::now();
+    node.open();
+    println!("5,000 rows after {:?}", start.elapsed());
+    let counted = PodCounters::open(&node.dir()).unwrap().unwrap();
+    assert_eq!(counted.links().collect::<Result<Vec<_>, _>>().unwrap().len(), 5000);
 }
 
 #[test]
