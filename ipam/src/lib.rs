@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod allocator;
+mod count;
 mod error;
 mod exact;
 mod lease;

@@ -11,6 +11,7 @@
 //! | freed   | `03` family, first ip, seq u64 | ip, freed-at u64 |
 //! | lease   | `04` container `00` interface  | count u8, (family, ip)*, network (text) |
 //! | record  | `05` container `00` interface  | the caller's bytes |
+//! | count   | `06` name                      | u64 |
 //!
 //! `address` and `lease` are the truth and say the same from both ends. A `pool` is an index over the addresses of
 //! one range (first, last, holes): `passed` counts the numbers from `first` on that were considered and need not be
@@ -31,6 +32,7 @@ pub(crate) enum Table {
     Freed = 3,
     Lease = 4,
     Record = 5,
+    Count = 6,
 }
 
 impl Table {
@@ -42,6 +44,7 @@ impl Table {
             Table::Freed => "freed",
             Table::Lease => "lease",
             Table::Record => "record",
+            Table::Count => "count",
         }
     }
 
@@ -63,6 +66,11 @@ impl Table {
     /// The owner whose row has this key.
     pub(crate) fn owner(self, key: &[u8]) -> Result<Owner, Error> {
         owner(key.get(1..).unwrap_or_default()).ok_or_else(|| self.damaged(key))
+    }
+
+    /// The key of a number with a name.
+    pub(crate) fn of_name(self, name: &str) -> Vec<u8> {
+        [&[self as u8], name.as_bytes()].concat()
     }
 
     /// The key of a row about one address, or about the pool that begins there.

@@ -73,11 +73,32 @@ impl Store {
     /// # Errors
     /// [`Error::Folder`] and [`Error::Open`] if the folder cannot be used, [`Error::NewerFormat`].
     pub fn open(dir: &Path) -> Result<Store, Error> {
+        let lock = open_folder(dir).map_err(|source| Error::Folder { path: dir.into(), source })?;
+        Store::open_in(dir, &lock)
+    }
+
+    /// The same for a folder that is there; `None` if it is not, or goes meanwhile. For whoever looks on: it makes nothing.
+    ///
+    /// # Errors
+    /// As of [`Store::open`].
+    pub fn open_existing(dir: &Path) -> Result<Option<Store>, Error> {
+        let is_absent = |err: &io::Error| err.kind() == io::ErrorKind::NotFound;
+        match look_into(dir) {
+            Err(err) if is_absent(&err) => Ok(None),
+            Err(source) => Err(Error::Folder { path: dir.into(), source }),
+            Ok(lock) => match Store::open_in(dir, &lock) {
+                Err(Error::Folder { source, .. }) if is_absent(&source) => Ok(None),
+                Err(Error::Open { source: heed::Error::Io(source), .. }) if is_absent(&source) => Ok(None),
+                store => store.map(Some),
+            },
+        }
+    }
+
+    fn open_in(dir: &Path, lock: &File) -> Result<Store, Error> {
         let folder = |source| Error::Folder { path: dir.into(), source };
         let boot = fs::read(BOOT_ID).map_err(Error::BootId)?;
-        let lock = open_folder(dir).map_err(folder)?;
         let path = fs::canonicalize(dir).map_err(folder)?;
-        let environment = environment(&path, &lock)?;
+        let environment = environment(&path, lock)?;
         let store = Store { environment, boot: boot.trim_ascii_end().into(), cool_down: COOL_DOWN };
         let txn = store.begin()?;
         let current = store.is_current(&txn)?;
@@ -145,14 +166,17 @@ impl Store {
 
 /// Opens the folder itself, whose flock guards the opening.
 fn open_folder(dir: &Path) -> io::Result<File> {
-    let open = || OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(dir);
-    match open() {
+    match look_into(dir) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            open()
+            look_into(dir)
         }
         result => result,
     }
+}
+
+fn look_into(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(dir)
 }
 
 /// The environment of a folder: the one that is open, or a new one.
