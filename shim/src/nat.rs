@@ -7,6 +7,7 @@
 
 mod element;
 mod masquerade;
+mod ports;
 mod ruleset;
 mod watch;
 
@@ -22,6 +23,7 @@ use crate::record::{HostPort, Protocol, Record, State};
 use crate::state::Ledger;
 use element::Placed;
 pub(crate) use masquerade::masquerade;
+pub(crate) use ports::refuse_unservable;
 pub(crate) use ruleset::TABLE;
 pub(crate) use watch::keep;
 
@@ -33,6 +35,10 @@ const ATTEMPTS: usize = 50;
 pub(crate) enum Error {
     #[error("host port {port} is taken by {by}")]
     Taken { port: HostPort, by: String },
+    #[error(
+        "host port {port} is at an IP{family} address, and the pod has none to lead it to: its addresses are {addresses}"
+    )]
+    Unservable { port: HostPort, family: &'static str, addresses: String },
     #[error("make the table inet {TABLE} anew: others changed nftables {ATTEMPTS} times meanwhile")]
     Overtaken,
     #[error("{step}")]

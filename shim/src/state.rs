@@ -9,6 +9,7 @@ use weft_ipam::{Owner, ReadTxn, Store, WriteTxn};
 
 use crate::config::Config;
 use crate::error::chain;
+use crate::nat;
 use crate::pod::{Error, Network};
 use crate::record::Record;
 
@@ -55,6 +56,8 @@ impl Ledger {
             };
             let leases = reserved.map_err(Error::Lease)?;
             let record = record(leases.iter().map(|lease| lease.address).collect());
+            // Before anything is leased: without the commit it never was.
+            nat::refuse_unservable(&record.ports, &record.addresses)?;
             txn.put_record(owner, &record.encode()?).map_err(|source| self.failed(source))?;
             Ok(record)
         })

@@ -4,6 +4,7 @@
 //! in two spellings, because containerd encodes its Go types without tags (`HostPort` for `hostPort`).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -136,7 +137,11 @@ impl PortMapping {
         };
         let host_ip = match self.host_ip.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|_syntax| format!("hostIP is {text:?}, want an address"))?),
+            text => {
+                let at: IpAddr =
+                    text.parse().map_err(|_syntax| format!("hostIP is {text:?}, want an address"))?;
+                Some(at.to_canonical())
+            }
         };
         let host_port = port("hostPort", self.host_port)?;
         let pod_port = port("containerPort", self.container_port)?;

@@ -7,7 +7,7 @@
 //! | 4 | a `CNI_*` variable is missing or wrong, the namespace included |
 //! | 5 | standard input cannot be read |
 //! | 6 | standard input is not JSON of the expected shape |
-//! | 7 | the network configuration lacks something or contradicts itself, or asks for an address that it does not have |
+//! | 7 | the network configuration lacks something or contradicts itself, or asks for an address that it does not have, or for a host port that no address of the pod can serve |
 //! | 50 | STATUS: no ADD can be served |
 //! | 100 | no address is free, or not the one that was asked for |
 //! | 101 | the store cannot be used, or was written by a newer version |
@@ -100,6 +100,7 @@ fn pod_code(err: &pod::Error) -> u32 {
         pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,
         pod::Error::Turn { .. } | pod::Error::Stamp { .. } => 101,
         pod::Error::Nat(nat::Error::Taken { .. }) => 105,
+        pod::Error::Nat(nat::Error::Unservable { .. }) => 7,
         pod::Error::Nat(_)
         | pod::Error::Kernel { .. }
         | pod::Error::FastPath(_)

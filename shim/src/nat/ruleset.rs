@@ -6,7 +6,7 @@
 //! chain prerouting  { nat, prerouting, dstnat      jump ports }
 //! chain output      { nat, output, dstnat          jump ports }
 //! chain ports {
-//!   dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+//!   fib daddr type local  dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
 //!   fib daddr type local  dnat ip to meta l4proto . th dport map @ports4          # and both for IPv6
 //! }
 //! chain postrouting { nat, postrouting, srcnat
@@ -134,9 +134,11 @@ fn to_the_pod(family: Family, map: &'static str) -> [Expr; 2] {
     [Expr::Map(map, Slot(0), POD), Expr::Translate(Direction::Destination, family, POD, Some(port))]
 }
 
+/// Only while the address is the host's: a pod's manifest may name any, and must not draw what passes through the host to others.
 fn port_at_one_address(family: Family, sets: Sets) -> Vec<Expr> {
     let protocol = width(family);
     let mut rule = vec![
+        Expr::IsForHost,
         Expr::Is(family),
         Expr::Take(Field::Destination(family), Slot(0)),
         Expr::TakeProtocol(Slot(protocol)),

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use ttrpc::Code;
 
 use crate::error::status;
-use crate::{pod, record};
+use crate::{nat, pod, record};
 
 /// Why the node's state cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,7 @@ fn code(err: &pod::Error) -> Code {
             | weft_ipam::Error::OwnerName { .. }
             | weft_ipam::Error::OwnerTooLong { .. },
         ) => Code::INVALID_ARGUMENT,
+        pod::Error::Nat(nat::Error::Unservable { .. }) => Code::INVALID_ARGUMENT,
         pod::Error::Occupied { .. } => Code::ALREADY_EXISTS,
         _ => Code::INTERNAL,
     }

@@ -15,6 +15,7 @@ mod command;
 mod common;
 mod journal;
 mod counters;
+mod host_ip;
 mod killed;
 mod network;
 mod networks;

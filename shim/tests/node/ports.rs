@@ -14,11 +14,11 @@ use nix::unistd::Pid;
 use crate::common::{Answer, Node, OUTSIDE, conf, slowness, wait_until};
 
 /// The host's addresses on its uplink, and those of the outside.
-const HOST: [&str; 2] = ["192.0.2.10", "2001:db8::10"];
-const BEYOND: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8::10"];
+pub(crate) const BEYOND: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
 /// Moves the far end of the uplink into a namespace of its own.
-fn outside(node: &Node) -> NetNs {
+pub(crate) fn outside(node: &Node) -> NetNs {
     let path = node.pod("outside");
     node.ip(&["link", "set", OUTSIDE, "netns", &path.display().to_string()]);
     for args in [
@@ -34,24 +34,24 @@ fn outside(node: &Node) -> NetNs {
     node.pod_ns("outside")
 }
 
-fn with_ports(mappings: Value) -> Value {
+pub(crate) fn with_ports(mappings: Value) -> Value {
     let mut conf = conf();
     conf["runtimeConfig"] = json!({ "portMappings": mappings });
     conf
 }
 
-fn port(protocol: &str, host: u16, pod: u16) -> Value {
+pub(crate) fn port(protocol: &str, host: u16, pod: u16) -> Value {
     json!({ "HostPort": host, "ContainerPort": pod, "Protocol": protocol, "HostIP": "" })
 }
 
-fn add(node: &Node, name: &str, conf: &Value) -> Answer {
+pub(crate) fn add(node: &Node, name: &str, conf: &Value) -> Answer {
     node.pod(name);
     let answer = node.cni("ADD", name, conf);
     assert!(answer.status.success(), "ADD {name}: {}", answer.json);
     answer
 }
 
-fn del(node: &Node, names: &[&str]) {
+pub(crate) fn del(node: &Node, names: &[&str]) {
     for name in names {
         let answer = node.cni("DEL", name, &conf());
         assert!(answer.status.success(), "DEL {name}: {}", answer.json);
@@ -63,7 +63,7 @@ fn del(node: &Node, names: &[&str]) {
 }
 
 /// Elements of a set or map, as `nft` sees them.
-fn elements(node: &Node, name: &str) -> usize {
+pub(crate) fn elements(node: &Node, name: &str) -> usize {
     let output = node.run(Command::new("nft").args(["-j", "list", "ruleset"]), "");
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
     let objects = listed["nftables"].as_array().unwrap();
@@ -73,7 +73,7 @@ fn elements(node: &Node, name: &str) -> usize {
     set.map_or(0, |set| set["elem"].as_array().map_or(0, Vec::len))
 }
 
-fn at(address: &str, port: u16) -> SocketAddr {
+pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
@@ -82,7 +82,7 @@ fn patience() -> Duration {
 }
 
 /// A connection from a namespace to `target`, taken by whoever listens in `server`: the client as the server sees it.
-fn tcp(client: &NetNs, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
+pub(crate) fn tcp(client: &NetNs, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
     let listener = bound(server, target.is_ipv4(), port, TcpListener::bind::<SocketAddr>);
     listener.set_nonblocking(true).unwrap();
     std::thread::scope(|scope| {
@@ -109,7 +109,7 @@ fn tcp(client: &NetNs, target: SocketAddr, server: &NetNs, port: u16) -> Option<
 }
 
 /// A datagram to `target` from a socket, and its answer from whoever listens in `server`: the client as the server sees it.
-fn udp(client: &UdpSocket, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
+pub(crate) fn udp(client: &UdpSocket, target: SocketAddr, server: &NetNs, port: u16) -> Option<IpAddr> {
     let listener = bound(server, target.is_ipv4(), port, UdpSocket::bind::<SocketAddr>);
     listener.set_read_timeout(Some(patience())).unwrap();
     client.set_read_timeout(Some(patience())).unwrap();
@@ -121,7 +121,7 @@ fn udp(client: &UdpSocket, target: SocketAddr, server: &NetNs, port: u16) -> Opt
     (answered == target).then_some(from.ip())
 }
 
-fn socket(netns: &NetNs, ipv4: bool) -> UdpSocket {
+pub(crate) fn socket(netns: &NetNs, ipv4: bool) -> UdpSocket {
     bound(netns, ipv4, 0, UdpSocket::bind::<SocketAddr>)
 }
 
