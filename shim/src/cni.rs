@@ -10,7 +10,6 @@ mod conf;
 mod env;
 mod error;
 mod result;
-pub(crate) mod tally;
 
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -23,6 +22,7 @@ use crate::pod::{self, Network};
 use crate::reconcile;
 use crate::record::Record;
 use crate::state::Ledger;
+use crate::tally;
 use conf::Conf;
 use env::{Command, Env};
 

@@ -29,6 +29,7 @@ pub(crate) mod sandbox;
 pub(crate) mod signals;
 pub(crate) mod standalone;
 pub(crate) mod state;
+pub(crate) mod tally;
 pub(crate) mod task;
 pub(crate) mod turn;
 

@@ -8,10 +8,11 @@
 mod element;
 mod masquerade;
 mod ports;
+mod repair;
 mod ruleset;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 
 use nix::libc;
@@ -24,11 +25,9 @@ use crate::state::Ledger;
 use element::Placed;
 pub(crate) use masquerade::masquerade;
 pub(crate) use ports::refuse_unservable;
+pub(crate) use repair::{is_as_recorded, repair};
 pub(crate) use ruleset::TABLE;
 pub(crate) use watch::keep;
-
-/// How often a table that is being made again may be overtaken by the changes of others.
-const ATTEMPTS: usize = 50;
 
 /// Why ports and masquerade cannot be had, or not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +38,7 @@ pub(crate) enum Error {
         "host port {port} is at an IP{family} address, and the pod has none to lead it to: its addresses are {addresses}"
     )]
     Unservable { port: HostPort, family: &'static str, addresses: String },
-    #[error("make the table inet {TABLE} anew: others changed nftables {ATTEMPTS} times meanwhile")]
+    #[error("make the table inet {TABLE} anew: others changed nftables {} times meanwhile", repair::ATTEMPTS)]
     Overtaken,
     #[error("{step}")]
     Kernel { step: &'static str, source: weft_netns::Error },
@@ -81,7 +80,7 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
             _ => return Err(kernel(step)(source)),
         }
         // The table is missing, or a chain of it, or it holds what no record knows of.
-        restore(ledger, &netfilter)?;
+        repair::restore(ledger, &netfilter)?;
         refuse_taken(ledger, &netfilter, &own)?;
     }
     forget_unpublished(&netfilter, record).map_err(kernel("forget what was sent to the host ports before"))
@@ -202,35 +201,6 @@ fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_n
     Ok(())
 }
 
-/// Makes the table anew, in one transaction, as the records say.
-fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod::Error> {
-    let step = "make the table inet weft anew";
-    for _ in 0..ATTEMPTS {
-        let generation = netfilter.generation().map_err(kernel(step))?;
-        let mut batch = Batch::of(TABLE);
-        batch.unless_changed_since(generation);
-        // What is not there cannot be deleted.
-        batch.add_table();
-        batch.delete_table();
-        batch.add_table();
-        // A pod of a newer version loses its ports with the table, but no other pod waits for it.
-        let records = ledger.readable_records()?;
-        ruleset::build(&mut batch);
-        for (chain, rules) in hiding(&records) {
-            batch.add_chain(&chain, None);
-            rules.into_iter().for_each(|rule| batch.add_rule(&chain, rule));
-        }
-        for (set, elements) in wanted(&records) {
-            batch.add_elements(set, &elements);
-        }
-        match netfilter.commit(batch) {
-            Err(err) if err.errno() == Some(libc::ERESTART) => {}
-            done => return done.map_err(kernel(step)),
-        }
-    }
-    Err(Error::Overtaken.into())
-}
-
 /// What belongs into the table. Where two records want the same port, the one that was attached first has it.
 fn wanted(records: &[Record]) -> BTreeMap<&'static str, Vec<Element>> {
     let mut published: Vec<&Record> = records.iter().filter(|record| is_published(record)).collect();
@@ -248,73 +218,6 @@ fn wanted(records: &[Record]) -> BTreeMap<&'static str, Vec<Element>> {
 fn hiding(records: &[Record]) -> BTreeMap<String, Vec<Vec<Expr>>> {
     let lists = records.iter().filter_map(|record| record.masquerade.as_ref());
     lists.map(|list| (element::chain(list), ruleset::hide(&list.except))).collect()
-}
-
-/// How the table is, compared with the records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    /// As the records say.
-    Exact,
-    /// It hides addresses too that nobody has any more.
-    Stale,
-    /// Something is missing, or somebody else's.
-    Broken,
-}
-
-/// Makes the table anew if it is not as the records say; `true` if something was wrong with it.
-///
-/// # Errors
-/// As of [`restore`].
-pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
-    let shape = shape(ledger)?;
-    if shape != Shape::Exact {
-        restore(ledger, &Netfilter::open().map_err(kernel("make the table inet weft anew"))?)?;
-    }
-    Ok(shape == Shape::Broken)
-}
-
-/// Whether the table has all that the records say, and nothing that is in anybody's way.
-///
-/// # Errors
-/// The kernel's or the store's.
-pub(crate) fn is_as_recorded(ledger: &Ledger) -> Result<bool, pod::Error> {
-    Ok(shape(ledger)? != Shape::Broken)
-}
-
-fn shape(ledger: &Ledger) -> Result<Shape, pod::Error> {
-    let step = "look at the table inet weft";
-    let netfilter = Netfilter::open().map_err(kernel(step))?;
-    compare(&netfilter, &ledger.records()?).map_err(kernel(step))
-}
-
-/// A table that nobody needs may be missing.
-fn compare(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns::Error> {
-    let mut wanted = wanted(records);
-    if wanted.is_empty() && !netfilter.has_table(TABLE)? {
-        return Ok(Shape::Exact);
-    }
-    let mut shape = Shape::Exact;
-    for set in ruleset::SETS {
-        let there: BTreeSet<Element> = netfilter.elements(TABLE, set.name)?.into_iter().collect();
-        let wanted = wanted.remove(set.name).unwrap_or_default().into_iter().collect();
-        match there.is_superset(&wanted) {
-            true if there.len() == wanted.len() => {}
-            true if element::is_hiding(set.name) => shape = Shape::Stale,
-            _ => return Ok(Shape::Broken),
-        }
-    }
-    let mut rules = BTreeMap::new();
-    ruleset::rules().into_iter().for_each(|(chain, _)| *rules.entry(chain.to_owned()).or_insert(0) += 1);
-    rules.extend(hiding(records).into_iter().map(|(chain, rules)| (chain, rules.len())));
-    let there = netfilter.rules(TABLE)?;
-    if rules.iter().any(|(chain, count)| there.get(chain) != Some(count)) {
-        return Ok(Shape::Broken);
-    }
-    match there.keys().find(|chain| !rules.contains_key(*chain)) {
-        None => Ok(shape),
-        Some(chain) if element::is_hiding_chain(chain) => Ok(Shape::Stale),
-        Some(_) => Ok(Shape::Broken),
-    }
 }
 
 /// Removes the table.

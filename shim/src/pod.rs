@@ -29,7 +29,7 @@ use crate::routes::{
 };
 use crate::state::{self, Ledger};
 use crate::turn::Turn;
-use crate::{fast_path, journal, nat, reconcile};
+use crate::{fast_path, journal, nat, reconcile, tally};
 
 /// `lo` is the first link of every namespace (`LOOPBACK_IFINDEX` in the kernel's include/net/flow.h).
 const LOOPBACK: u32 = 1;
@@ -324,6 +324,8 @@ pub(crate) async fn detach_record(
     record.state = State::Detaching;
     record.tombstone = Some(all(&errors));
     errors.extend(ledger.write(&record).err());
+    // What went wrong is told; that it cannot be counted is not worse.
+    drop(tally::add(&config.run_dir, &[(tally::Event::Tombstone, 1)]));
     Err(DetachError(errors))
 }
 

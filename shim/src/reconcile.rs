@@ -27,6 +27,7 @@ use crate::nat;
 use crate::pod::{self, DetachError, Error, Links, kernel};
 use crate::record::{Record, State};
 use crate::state::Ledger;
+use crate::tally::{self, Event};
 use crate::turn::Turn;
 
 pub(crate) use pressure::{FILES, make_room, when_full, when_low};
@@ -116,7 +117,7 @@ pub(crate) async fn node(config: &Config, dry_run: bool) -> Result<Report, Error
     }
     strays.remove(&mut run).await;
     run.repair_nat();
-    Ok(run.report)
+    Ok(run.end(Event::ReconciledNode))
 }
 
 /// The dead pods of one network: what an ADD asks for that finds no address. No list of links is made.
@@ -125,7 +126,7 @@ async fn network(config: &Config, name: &str) -> Result<Report, Error> {
     for owner in &run.ledger.owners()? {
         run.visit(owner, Some(name), Doomed::Dead).await;
     }
-    Ok(run.report)
+    Ok(run.end(Event::ReconciledNetwork))
 }
 
 /// CNI GC: all of one network that the runtime does not know any more, living or not, and what has no record.
@@ -145,7 +146,7 @@ pub(crate) async fn collect(
         run.visit(owner, Some(name), Doomed::All("the runtime does not know it")).await;
     }
     strays.remove(&mut run).await;
-    Ok(run.report)
+    Ok(run.end(Event::CollectedGarbage))
 }
 
 /// Which of the attachments that are looked at go.
@@ -170,6 +171,24 @@ impl<'a> Run<'a> {
         let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
         let report = Report { dry_run, ..Report::default() };
         Ok(Run { config, ledger: Ledger::open(config)?, host, report })
+    }
+
+    /// Counts what was done. What cannot be counted is done all the same.
+    fn end(self, occasion: Event) -> Report {
+        let Report { freed, links, entries, tombstones, failed, .. } = &self.report;
+        let counts = [
+            (occasion, 1),
+            (Event::FreedAttachment, freed.len()),
+            (Event::FreedLink, links.len()),
+            (Event::FreedEntry, entries.len()),
+            (Event::NotReconciled, failed.len() + tombstones.len()),
+        ];
+        if !self.report.dry_run
+            && let Err(err) = tally::add(&self.config.run_dir, &counts)
+        {
+            log::warn!("count what was reconciled: {err}");
+        }
+        self.report
     }
 
     /// The table of host ports and masquerade is as the records say.

@@ -13,6 +13,17 @@ use crate::nat;
 use crate::pod::{Error, Network};
 use crate::record::Record;
 
+/// The name of a number in the store: how often the table of nftables was made anew because it was damaged.
+const REPAIRS: &str = "table repairs";
+
+/// The records and what goes with them, at one instant.
+pub(crate) struct Settled {
+    /// The bytes of each.
+    pub(crate) records: Vec<(Owner, Vec<u8>)>,
+    /// How often the table of nftables was repaired.
+    pub(crate) repairs: u64,
+}
+
 /// The opened store.
 pub(crate) struct Ledger {
     dir: PathBuf,
@@ -24,6 +35,13 @@ impl Ledger {
         let dir = config.run_dir.join("store");
         let store = Store::open(&dir).map_err(|source| Error::Store { dir: dir.clone(), source })?;
         Ok(Ledger { dir, store })
+    }
+
+    /// The store that is there, for whoever only looks on; `None` if there is none.
+    pub(crate) fn open_existing(config: &Config) -> Result<Option<Ledger>, Error> {
+        let dir = config.run_dir.join("store");
+        let store = Store::open_existing(&dir).map_err(|source| Error::Store { dir: dir.clone(), source })?;
+        Ok(store.map(|store| Ledger { dir, store }))
     }
 
     /// Says of which store `source` is.
@@ -114,12 +132,24 @@ impl Ledger {
         Ok(rows.into_iter().map(|(owner, _)| owner).collect())
     }
 
-    /// The bytes of all records after the last commit that has been begun: waits for one in progress.
-    pub(crate) fn settled(&self) -> Result<Vec<(Owner, Vec<u8>)>, Error> {
+    /// What the store says after the last commit that has been begun: waits for one in progress.
+    pub(crate) fn settled(&self) -> Result<Settled, Error> {
         let txn = self.store.write().map_err(|source| self.failed(source))?;
         let view = txn.reader();
         let rows = view.records().map_err(|source| self.failed(source))?;
-        Ok(rows.into_iter().map(|(owner, bytes)| (owner, bytes.to_vec())).collect())
+        let records = rows.into_iter().map(|(owner, bytes)| (owner, bytes.to_vec())).collect();
+        let repairs = view.counted(REPAIRS).map_err(|source| self.failed(source))?;
+        Ok(Settled { records, repairs })
+    }
+
+    /// Counts a repair of the table of nftables: a commit, by which those who watch the store hear of it.
+    pub(crate) fn count_repair(&self) -> Result<(), Error> {
+        self.change(|txn| txn.count(REPAIRS).map(drop).map_err(|source| self.failed(source)))
+    }
+
+    /// How often the table of nftables was repaired.
+    pub(crate) fn repairs(&self) -> Result<u64, Error> {
+        self.view()?.counted(REPAIRS).map_err(|source| self.failed(source))
     }
 
     /// The interfaces of one container.

@@ -39,7 +39,7 @@ impl Command {
 }
 
 impl Command {
-    /// Where it is counted ([`super::tally::OPERATIONS`]).
+    /// Where it is counted ([`crate::tally::OPERATIONS`]).
     pub(super) fn operation(self) -> Option<usize> {
         match self {
             Command::Add => Some(0),

@@ -36,7 +36,7 @@ pub(super) async fn run(config: &Config, if_unused: bool) -> Result<(), Error> {
     let [store, gone] = ["store", "store.gone"].map(|name| config.run_dir.join(name));
     remove(&gone)?;
     absent_is_fine(std::fs::rename(&store, &gone), &store)?;
-    let names = ["store.gone", "programs.lock", "pods.lock", turn::FILE, "weft.new", crate::cni::tally::FILE];
+    let names = ["store.gone", "programs.lock", "pods.lock", turn::FILE, "weft.new", crate::tally::FILE];
     names.iter().chain(&reconcile::FILES).try_for_each(|name| remove(&config.run_dir.join(name)))?;
     let socket = config.run_dir.join("weft.sock");
     if UnixStream::connect(&socket).is_err() { remove(&socket) } else { Ok(()) }

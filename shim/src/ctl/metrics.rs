@@ -3,6 +3,8 @@
 //! One request a connection, three paths, no body read: what a scraper needs, and no HTTP server. `/healthz` says that this process
 //! lives, `/readyz` that an ADD would find the store.
 
+mod upkeep;
+
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -15,12 +17,12 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::serve::{self, Endpoint};
-use crate::cni::tally::{self, BUCKETS, Count, OPERATIONS};
 use crate::config::Config;
 use crate::error::chain;
 use crate::network;
 use crate::proto::network as api;
 use crate::state::Ledger;
+use crate::tally::{self, BUCKETS, Count, OPERATIONS};
 
 /// How long a client may take for its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -138,7 +140,9 @@ fn respond(request: &str, config: &Config) -> (&'static str, String) {
 fn text(config: &Config) -> Result<String, Error> {
     let status = network::node::status(config)?;
     let path = config.run_dir.join(tally::FILE);
-    let counts = tally::read(&config.run_dir).map_err(|source| Error::Serve { path, source })?;
+    let failed = |source| Error::Serve { path: path.clone(), source };
+    let counts = tally::read(&config.run_dir).map_err(failed)?;
+    let events = tally::events(&config.run_dir).map_err(failed)?;
     let mut page = Page::default();
     page.gauge(
         "weft_build_info",
@@ -149,6 +153,7 @@ fn text(config: &Config) -> Result<String, Error> {
     data_path(&mut page, &status);
     pools(&mut page, &status.ranges);
     operations(&mut page, &counts);
+    upkeep::upkeep(&mut page, &events, &status);
     Ok(page.0)
 }
 

@@ -76,17 +76,12 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// How the names of the chains that hide pods begin.
-const CHAIN: &str = "masquerade_";
+/// What the names of the chains that hide pods begin with.
+pub(super) const HIDING: &str = "masquerade_";
 
 /// The chain that hides a pod: networks with the same exceptions share it.
 pub(super) fn chain(masquerade: &Masquerade) -> String {
     let list: Vec<String> = masquerade.except.iter().map(ToString::to_string).collect();
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
-    format!("{CHAIN}{:016x}", fnv1a(&list))
-}
-
-/// Whether the chain is one that hides pods.
-pub(super) fn is_hiding_chain(name: &str) -> bool {
-    name.starts_with(CHAIN)
+    format!("{HIDING}{:016x}", fnv1a(&list))
 }

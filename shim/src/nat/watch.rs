@@ -17,8 +17,9 @@ pub(crate) async fn keep(config: &Config) -> Result<(), pod::Error> {
     let mut changes = Changes::listen().map_err(kernel("listen to nftables"))?;
     loop {
         // Without a store there is nothing to repair by, and `weft cleanup` wants none made.
-        let ledger = config.run_dir.join("store").exists().then(|| Ledger::open(config)).transpose();
-        match ledger.and_then(|ledger| ledger.map_or(Ok(false), |ledger| repair(&ledger))) {
+        match Ledger::open_existing(config)
+            .and_then(|ledger| ledger.map_or(Ok(false), |ledger| repair(&ledger)))
+        {
             Ok(false) => {}
             Ok(true) => log::warn!("table inet {TABLE} was not as the records say: it is repaired"),
             Err(err) => log::error!("{}", chain(&err)),

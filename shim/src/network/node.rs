@@ -28,6 +28,8 @@ pub(crate) fn status(config: &Config) -> Result<api::NodeStatusResponse, Error> 
         attached: number(attached),
         attaching: number(records.len() - attached),
         ranges: ranges(config, fills, &records),
+        tombstones: number(records.iter().filter(|record| record.tombstone.is_some()).count()),
+        table_repairs: ledger.repairs()?,
         ..Default::default()
     };
     data_path(config, &mut answer)?;

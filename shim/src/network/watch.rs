@@ -163,24 +163,26 @@ async fn follow(
     filter: &api::Filter,
     events: &ServerStreamSender<api::WatchResponse>,
 ) -> ttrpc::Result<()> {
-    // Opened for a moment at a time: a folder that is removed and made anew would otherwise stay the old one here.
     drop(Ledger::open(config).map_err(refused)?);
     let mut commits = hub.subscribe(config).map_err(|err| status(Code::INTERNAL, &err))?;
     let mut known = Known::new();
     let mut first = true;
+    let mut repairs = 0;
     loop {
-        // Opening it would make it anew.
-        if !config.run_dir.join(STORE).exists() {
-            return Err(removed());
-        }
-        let rows = Ledger::open(config).and_then(|ledger| ledger.settled()).map_err(refused)?;
+        let ledger = Ledger::open_existing(config).map_err(refused)?.ok_or_else(removed)?;
+        let now = ledger.settled().map_err(refused)?;
+        // A folder that is removed and made anew would otherwise stay the old one here.
+        drop(ledger);
+        let is_repaired = now.repairs > std::mem::replace(&mut repairs, now.repairs);
         let seen = |record: &Record| scope.sees(&record.container) && matches(filter, record);
-        for (kind, record) in changes(&mut known, rows, seen).map_err(refused)? {
+        for (kind, record) in changes(&mut known, now.records, seen).map_err(refused)? {
             let kind = if first { Kind::PRESENT } else { kind };
             events.send(&event(kind, Some(record))).await?;
         }
         if std::mem::take(&mut first) {
             events.send(&event(Kind::SYNCED, None)).await?;
+        } else if is_repaired {
+            events.send(&event(Kind::REPAIRED, None)).await?;
         }
         let mut silent_since = Instant::now();
         loop {

@@ -38,15 +38,15 @@ impl Drop for Serve {
     }
 }
 
-async fn client(node: &Node) -> PodNetworkClient {
+pub(crate) async fn client(node: &Node) -> PodNetworkClient {
     connect(&node.run_dir().join("weft.sock")).await
 }
 
-fn range(subnet: &str) -> Range {
+pub(crate) fn range(subnet: &str) -> Range {
     Range { subnet: subnet.into(), ..Default::default() }
 }
 
-fn attach(node: &Node, name: &str, app: &str) -> AttachRequest {
+pub(crate) fn attach(node: &Node, name: &str, app: &str) -> AttachRequest {
     AttachRequest {
         container_id: name.into(),
         netns_path: node.pod(name).to_str().unwrap().into(),
@@ -60,7 +60,7 @@ fn attach(node: &Node, name: &str, app: &str) -> AttachRequest {
     }
 }
 
-fn detach(name: &str) -> DetachRequest {
+pub(crate) fn detach(name: &str) -> DetachRequest {
     DetachRequest { container_id: name.into(), ..Default::default() }
 }
 

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod api;
+mod api_repairs;
 mod asked;
 mod bandwidth;
 mod budget;
@@ -13,9 +14,9 @@ mod capture;
 mod cni;
 mod command;
 mod common;
-mod journal;
 mod counters;
 mod host_ip;
+mod journal;
 mod killed;
 mod network;
 mod networks;

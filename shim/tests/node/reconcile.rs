@@ -39,7 +39,7 @@ fn containers(node: &Node) -> Vec<String> {
 }
 
 /// The namespace of the pod ends without a DEL, and the kernel has taken its links.
-fn dies(node: &Node, pods: &[&str]) {
+pub(crate) fn dies(node: &Node, pods: &[&str]) {
     let links = node.links().len();
     for pod in pods {
         node.remove_pod(pod);
@@ -290,7 +290,7 @@ fn a_pair_that_is_made_for_another_store_is_left_alone() {
 }
 
 /// The pins say something that nobody understands: map entries can neither be read nor removed.
-fn break_pins(node: &Node) -> impl Fn() {
+pub(crate) fn break_pins(node: &Node) -> impl Fn() {
     let version = node.bpf().join("weft/version");
     let good = std::fs::read_link(&version).unwrap();
     let set = move |text: &Path| {

@@ -61,7 +61,7 @@ pub(crate) fn value(page: &str, sample: &str) -> f64 {
 }
 
 /// What the format demands of every line (exposition format 0.0.4): a family is introduced, and a sample ends with a number.
-fn check_format(page: &str) {
+pub(crate) fn check_format(page: &str) {
     let mut families = Vec::new();
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {

@@ -1,4 +1,5 @@
-//! How often the CNI plugin was called, how that ended and how long it took: numbers that outlive the process that counts.
+//! How often the CNI plugin was called, how that ended and how long it took, and what was found dead on the node: numbers that
+//! outlive the process that counts.
 //!
 //! A file of 64-bit numbers in `run_dir`, mapped into memory and added to atomically: no lock, no transaction, 12 µs a call, and a
 //! process that is killed leaves at most a call that is counted in part. Zeroes are a tally of nothing, so the file is made by whoever
@@ -7,6 +8,7 @@
 //! ```text
 //! number 32 * operation + n, native byte order; operation 0 ADD, 1 DEL, 2 CHECK, 3 STATUS, 4 GC
 //! n = 0 calls   1 failures   2 nanoseconds of all calls   3.. calls that took at most BUCKETS[n - 3]
+//! number 160 + n: [`Event`] n. An older version leaves these zero.
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -40,6 +42,41 @@ const FIRST_BUCKET: usize = 3;
 /// One page, as the file is mapped.
 const LEN: usize = 4096;
 
+/// Behind the operations.
+const EVENTS: usize = 5 * NUMBERS;
+
+/// What happens beside the calls of the plugin, and is worth counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A reconcile of the whole node.
+    ReconciledNode = 0,
+    /// Of one network that runs out of addresses.
+    ReconciledNetwork = 1,
+    /// What CNI GC asked for.
+    CollectedGarbage = 2,
+    /// Something that a reconcile could not look at or not remove.
+    NotReconciled = 3,
+    /// A dead pod's attachment that a reconcile detached.
+    FreedAttachment = 8,
+    /// A link without a record that a reconcile deleted.
+    FreedLink = 9,
+    /// A map entry without a record that a reconcile deleted.
+    FreedEntry = 10,
+    /// A detach, whoever asked for it, that left a tombstone.
+    Tombstone = 16,
+}
+
+/// The counts of all events.
+#[derive(Debug)]
+pub(crate) struct Events(Tally);
+
+impl Events {
+    pub(crate) fn of(&self, event: Event) -> u64 {
+        let counter = self.0.event(event);
+        counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+}
+
 /// The counts of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Count {
@@ -51,6 +88,7 @@ pub(crate) struct Count {
 }
 
 /// The mapped file.
+#[derive(Debug)]
 struct Tally {
     page: NonNull<c_void>,
 }
@@ -60,9 +98,7 @@ struct Tally {
 /// # Errors
 /// If the file cannot be made or mapped: nothing is counted then.
 pub(crate) fn count(run_dir: &Path, operation: usize, took: Duration, ok: bool) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let tally = Tally::map(&file.open(run_dir.join(FILE))?)?;
+    let tally = Tally::open(run_dir)?;
     let add = |number: usize, more: u64| {
         if let Some(counter) = tally.number(operation, number) {
             counter.fetch_add(more, Ordering::Relaxed);
@@ -76,6 +112,28 @@ pub(crate) fn count(run_dir: &Path, operation: usize, took: Duration, ok: bool) 
         add(FIRST_BUCKET + bucket, 1);
     }
     Ok(())
+}
+
+/// Counts so many of each event.
+///
+/// # Errors
+/// As of [`count`].
+pub(crate) fn add(run_dir: &Path, events: &[(Event, usize)]) -> io::Result<()> {
+    let tally = Tally::open(run_dir)?;
+    for (event, more) in events {
+        if let Some(counter) = tally.event(*event) {
+            counter.fetch_add(u64::try_from(*more).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+/// What was counted of each event. The file is made if there is none.
+///
+/// # Errors
+/// As of [`count`].
+pub(crate) fn events(run_dir: &Path) -> io::Result<Events> {
+    Tally::open(run_dir).map(Events)
 }
 
 /// All counts, in the order of [`OPERATIONS`]; zeroes if nothing was counted yet.
@@ -104,6 +162,12 @@ pub(crate) fn read(run_dir: &Path) -> io::Result<[Count; OPERATIONS.len()]> {
 }
 
 impl Tally {
+    fn open(run_dir: &Path) -> io::Result<Tally> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        Tally::map(&file.open(run_dir.join(FILE))?)
+    }
+
     fn map(file: &File) -> io::Result<Tally> {
         // Behind the end of a file a mapping faults. Nobody shortens this one.
         if file.metadata()?.len() < LEN as u64 {
@@ -118,8 +182,16 @@ impl Tally {
     }
 
     fn number(&self, operation: usize, number: usize) -> Option<&AtomicU64> {
-        let at = operation * NUMBERS + number;
-        if number >= NUMBERS || at >= LEN / size_of::<u64>() {
+        let is_there = operation < OPERATIONS.len() && number < NUMBERS;
+        is_there.then(|| self.at(operation * NUMBERS + number)).flatten()
+    }
+
+    fn event(&self, event: Event) -> Option<&AtomicU64> {
+        self.at(EVENTS + event as usize)
+    }
+
+    fn at(&self, at: usize) -> Option<&AtomicU64> {
+        if at >= LEN / size_of::<u64>() {
             return None;
         }
         // SAFETY: `at` is within the page.
@@ -165,5 +237,17 @@ mod tests {
         assert_eq!((counts[4].calls, counts[4].within), (1, [0; BUCKETS.len()]), "longer than any bound");
         assert_eq!(counts[1], Count::default());
         assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn events_are_beside_the_operations() {
+        let dir = tempfile::tempdir().unwrap();
+        add(dir.path(), &[(Event::ReconciledNode, 1), (Event::FreedLink, 3), (Event::FreedEntry, 0)])
+            .unwrap();
+        add(dir.path(), &[(Event::FreedLink, 2)]).unwrap();
+        let events = events(dir.path()).unwrap();
+        let counted = [Event::ReconciledNode, Event::FreedLink, Event::FreedEntry, Event::Tombstone];
+        assert_eq!(counted.map(|event| events.of(event)), [1, 5, 0, 0]);
+        assert_eq!(read(dir.path()).unwrap(), [Count::default(); 5]);
     }
 }

@@ -1,0 +1,145 @@
+//! Making the table anew, in one transaction, and whether it has to be.
+//!
+//! A pod's elements are in the table from before its record says "attached" until after it says "detaching", and no longer than
+//! there is a record; that an address is hidden may outlast it. So a table that lacks something of an attached pod, or has what is no record's, was changed by somebody
+//! else. The kernel numbers its transactions, and refuses one that goes by an old number: what was read, the records
+//! among it, was all true at the instant when the table is made anew. So no attach that is under way looks like damage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::libc;
+use weft_netns::Netfilter;
+use weft_netns::nft::Batch;
+
+use super::{Error, TABLE, by_set, element, hiding, kernel, ruleset, wanted};
+use crate::pod;
+use crate::record::{Record, State};
+use crate::state::Ledger;
+
+/// How often a table that is being made again may be overtaken by the changes of others.
+pub(super) const ATTEMPTS: usize = 50;
+const STEP: &str = "make the table inet weft anew";
+
+/// Makes the table anew, damaged or not: a pod has found that it lacks what every pod needs, or a chain of its network.
+///
+/// # Errors
+/// [`Error::Overtaken`], or the kernel's or the store's.
+pub(super) fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod::Error> {
+    for _ in 0..ATTEMPTS {
+        let generation = netfilter.generation().map_err(kernel(STEP))?;
+        // A pod of a newer version loses its ports with the table, but no other pod waits for it.
+        let records = ledger.readable_records()?;
+        let shape = shape(netfilter, &records).map_err(kernel(STEP))?;
+        if remake(netfilter, generation, &records)? {
+            return if shape == Shape::Damaged { ledger.count_repair() } else { Ok(()) };
+        }
+    }
+    Err(Error::Overtaken.into())
+}
+
+/// Makes the table anew if it is damaged; `true` if it was. Who watches the store hears of it. What is stale goes without a word.
+///
+/// # Errors
+/// As of [`restore`].
+pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
+    let netfilter = Netfilter::open().map_err(kernel(STEP))?;
+    for _ in 0..ATTEMPTS {
+        let generation = netfilter.generation().map_err(kernel(STEP))?;
+        let records = ledger.records()?;
+        let shape = shape(&netfilter, &records).map_err(kernel(STEP))?;
+        if shape == Shape::Whole {
+            return Ok(false);
+        }
+        if remake(&netfilter, generation, &records)? {
+            return if shape == Shape::Damaged { ledger.count_repair().map(|()| true) } else { Ok(false) };
+        }
+    }
+    Err(Error::Overtaken.into())
+}
+
+/// Whether the table is as the records say.
+///
+/// # Errors
+/// As of [`restore`].
+pub(crate) fn is_as_recorded(ledger: &Ledger) -> Result<bool, pod::Error> {
+    let step = "look at the table inet weft";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    for _ in 0..ATTEMPTS {
+        let generation = netfilter.generation().map_err(kernel(step))?;
+        if shape(&netfilter, &ledger.records()?).map_err(kernel(step))? != Shape::Damaged {
+            return Ok(true);
+        }
+        if netfilter.generation().map_err(kernel(step))? == generation {
+            return Ok(false);
+        }
+    }
+    Err(Error::Overtaken.into())
+}
+
+/// `false` if somebody has changed nftables since `generation`: then nothing is done.
+fn remake(netfilter: &Netfilter, generation: u32, records: &[Record]) -> Result<bool, pod::Error> {
+    let mut batch = Batch::of(TABLE);
+    batch.unless_changed_since(generation);
+    // What is not there cannot be deleted.
+    batch.add_table();
+    batch.delete_table();
+    batch.add_table();
+    ruleset::build(&mut batch);
+    for (chain, rules) in hiding(records) {
+        batch.add_chain(&chain, None);
+        rules.into_iter().for_each(|rule| batch.add_rule(&chain, rule));
+    }
+    for (set, elements) in wanted(records) {
+        batch.add_elements(set, &elements);
+    }
+    match netfilter.commit(batch) {
+        Err(err) if err.errno() == Some(libc::ERESTART) => Ok(false),
+        done => done.map(|()| true).map_err(kernel(STEP)),
+    }
+}
+
+/// How the table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// As the records say.
+    Whole,
+    /// It hides addresses too that nobody has any more, which is in nobody's way.
+    Stale,
+    /// Somebody else has changed it.
+    Damaged,
+}
+
+/// How the table is, as the module says. One that nobody needs may be missing.
+fn shape(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns::Error> {
+    let attached: Vec<Record> =
+        records.iter().filter(|record| record.state == State::Attached).cloned().collect();
+    let mut needed = wanted(&attached);
+    if !netfilter.has_table(TABLE)? {
+        return Ok(if needed.is_empty() { Shape::Whole } else { Shape::Damaged });
+    }
+    let owned: Vec<_> = records.iter().flat_map(element::own).collect();
+    let (mut owned, mut shape) = (by_set(&owned), Shape::Whole);
+    for set in ruleset::SETS {
+        let there: BTreeSet<_> = netfilter.elements(TABLE, set.name)?.into_iter().collect();
+        let owned: BTreeSet<_> = owned.remove(set.name).unwrap_or_default().into_iter().collect();
+        let needed = needed.remove(set.name).unwrap_or_default();
+        match there.is_subset(&owned) {
+            _ if !needed.iter().all(|element| there.contains(element)) => return Ok(Shape::Damaged),
+            true => {}
+            false if element::is_hiding(set.name) => shape = Shape::Stale,
+            false => return Ok(Shape::Damaged),
+        }
+    }
+    Ok(if has_rules(netfilter, &attached)? { shape } else { Shape::Damaged })
+}
+
+/// Whether the rules are those that a table is made with. A chain that hid pods stays when they have gone, until the table is made
+/// anew for something else.
+fn has_rules(netfilter: &Netfilter, attached: &[Record]) -> Result<bool, weft_netns::Error> {
+    let there = netfilter.rules(TABLE)?;
+    let mut made: BTreeMap<String, usize> = BTreeMap::new();
+    ruleset::rules().into_iter().for_each(|(chain, _)| *made.entry(chain.to_owned()).or_default() += 1);
+    made.extend(hiding(attached).into_iter().map(|(chain, rules)| (chain, rules.len())));
+    let is_known = |chain: &String| made.contains_key(chain) || chain.starts_with(element::HIDING);
+    Ok(made.iter().all(|(chain, rules)| there.get(chain) == Some(rules)) && there.keys().all(is_known))
+}
