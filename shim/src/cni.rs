@@ -4,7 +4,7 @@
 //! One call is one process: environment and standard input in, a result or an error object on standard output.
 //! Nothing else is ever printed there, and nothing waits for a daemon.
 
-mod bandwidth;
+pub(crate) mod bandwidth;
 pub(crate) mod check;
 mod conf;
 mod env;

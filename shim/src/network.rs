@@ -136,11 +136,13 @@ impl PodNetwork for Server {
     ) -> ttrpc::Result<api::AttachResponse> {
         self.changes_pods()?;
         let owner = self.owner(&request.container_id, &request.interface)?;
+        let leaves = attach::Leaves::of(&request);
         let request = attach::request(&self.config, owner, request).map_err(|err| invalid(&err))?;
-        let config = Arc::clone(&self.config);
+        let (config, asked) = (Arc::clone(&self.config), request.clone());
         // Of its own: what a deadline cuts short is the answer, not the deed.
         let done = tokio::spawn(async move { pod::attach(&config, &request).await }).await;
         let record = done.map_err(|err| status(Code::INTERNAL, &err))?.map_err(refused)?;
+        attach::as_asked(leaves, &asked, &record).map_err(|err| status(Code::ALREADY_EXISTS, &err))?;
         Ok(api::AttachResponse { attachment: Some(attachment(record)).into(), ..Default::default() })
     }
 

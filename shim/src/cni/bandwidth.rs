@@ -10,7 +10,7 @@ use crate::bandwidth::{Bandwidth, Limit};
 /// The bursts that mean "nobody said": Kubernetes' annotations have none, and containerd, CRI-O and the kubelet's own
 /// runtime of old fill in the largest number. Taken at their word they let a pod of 10 Mbit/s send 512 MB before the limit
 /// is felt (kubernetes/kubernetes#90838, containernetworking/cni.dev#136).
-const UNSTATED: [u64; 3] = [u32::MAX as u64, u32::MAX as u64 * 8 - 1, i32::MAX as u64];
+pub(crate) const UNSTATED: [u64; 3] = [u32::MAX as u64, u32::MAX as u64 * 8 - 1, i32::MAX as u64];
 
 /// The numbers as they come; containerd encodes its Go type without tags.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -36,21 +36,29 @@ impl Stated {
     }
 }
 
-/// Refuses what the reference plugin refuses, and a rate that is less than a byte.
 fn limit(
     rate_key: &'static str,
     rate: &Option<Value>,
     burst_key: &'static str,
     burst: &Option<Value>,
 ) -> Result<Option<Limit>, Failure> {
-    let wrong = |field, problem: String| Err(Failure::Conf { field, problem });
-    match (number(rate_key, rate)?, number(burst_key, burst)?) {
+    let (rate, burst) = ((rate_key, number(rate_key, rate)?), (burst_key, number(burst_key, burst)?));
+    checked(rate, burst).map_err(|(field, problem)| Failure::Conf { field, problem })
+}
+
+/// The limit that two numbers mean, each with its name; none if both are 0. Refuses what the reference plugin refuses, and a rate
+/// that is less than a byte: the name of what is wrong, and how it is.
+pub(crate) fn checked(
+    (rate_key, rate): (&'static str, u64),
+    (burst_key, burst): (&'static str, u64),
+) -> Result<Option<Limit>, (&'static str, String)> {
+    match (rate, burst) {
         (0, 0) => Ok(None),
-        (0, _) => wrong(burst_key, format!("is set, and {rate_key} is not")),
-        (_, 0) => wrong(rate_key, format!("is set, and {burst_key} is not")),
-        (rate, _) if rate < 8 => wrong(rate_key, format!("is {rate} bits per second, want at least 8")),
+        (0, _) => Err((burst_key, format!("is set, and {rate_key} is not"))),
+        (_, 0) => Err((rate_key, format!("is set, and {burst_key} is not"))),
+        (rate, _) if rate < 8 => Err((rate_key, format!("is {rate} bits per second, want at least 8"))),
         (_, burst) if burst / 8 >= u64::from(u32::MAX) => {
-            wrong(burst_key, format!("is {burst} bits, want less than 4 GiB"))
+            Err((burst_key, format!("is {burst} bits, want less than 4 GiB")))
         }
         (rate, burst) => {
             let burst = Some(burst).filter(|burst| !UNSTATED.contains(burst));

@@ -2,24 +2,22 @@
 
 use weft_hooks::{Count, Counters};
 
+use crate::bandwidth::{Bandwidth, Limit};
 use crate::proto::network as api;
-use crate::record::{DataPath, Record, State};
+use crate::record::{DataPath, HostPort, Masquerade, Names, Protocol, Record, State};
+use crate::routes::{gateway, pod_routes};
 
 /// One record.
 pub(super) fn attachment(record: Record) -> api::Attachment {
     // A record that was read can be written; were it otherwise, the fields still tell it.
     let text = serde_json::to_string(&record).unwrap_or_default();
+    let (state, routes) = (state(&record), routes(&record));
+    let limiter_link = record.bandwidth.egress.as_ref().map(|_| Names::derived(&record).ifb);
     api::Attachment {
         container_id: record.container,
         interface: record.interface,
         network: record.network,
-        state: match record.state {
-            _ if record.tombstone.is_some() => api::State::DETACHING,
-            State::Attaching => api::State::ATTACHING,
-            State::Attached => api::State::ATTACHED,
-            State::Detaching => api::State::DETACHING,
-        }
-        .into(),
+        state: state.into(),
         addresses: record.addresses.iter().map(ToString::to_string).collect(),
         netns_path: record.netns.path.to_string_lossy().into_owned(),
         netns_device: record.netns.dev,
@@ -40,6 +38,12 @@ pub(super) fn attachment(record: Record) -> api::Attachment {
         pod_uid: record.pod.uid,
         labels: record.pod.labels.into_iter().collect(),
         record: text,
+        ports: record.ports.iter().map(host_port).collect(),
+        bandwidth: bandwidth(&record.bandwidth).into(),
+        hidden: record.masquerade.as_ref().map(hidden).into(),
+        routes,
+        limiter_link: limiter_link.unwrap_or_default(),
+        detach_error: record.tombstone.unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -59,4 +63,69 @@ pub(super) fn data_path_counters(counters: &Counters) -> api::DataPathCounters {
             .collect(),
         ..Default::default()
     }
+}
+
+/// How far it came.
+fn state(record: &Record) -> api::State {
+    match record.state {
+        _ if record.tombstone.is_some() => api::State::DETACHING,
+        State::Attaching => api::State::ATTACHING,
+        State::Attached => api::State::ATTACHED,
+        State::Detaching => api::State::DETACHING,
+    }
+}
+
+fn protocol(protocol: Protocol) -> api::Protocol {
+    match protocol {
+        Protocol::Tcp => api::Protocol::TCP,
+        Protocol::Udp => api::Protocol::UDP,
+        Protocol::Sctp => api::Protocol::SCTP,
+    }
+}
+
+fn host_port(port: &HostPort) -> api::HostPort {
+    api::HostPort {
+        protocol: protocol(port.protocol).into(),
+        host_port: port.host_port.into(),
+        container_port: port.pod_port.into(),
+        host_ip: port.host_ip.map(|at| at.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn bandwidth(bandwidth: &Bandwidth) -> Option<api::Bandwidth> {
+    let limit = |limit: &Option<Limit>| {
+        let limit = limit.as_ref();
+        let told = |limit: &Limit| api::Limit {
+            rate: limit.rate,
+            burst: limit.burst.unwrap_or_default(),
+            ..Default::default()
+        };
+        limit.map(told).into()
+    };
+    (!bandwidth.is_unlimited()).then(|| api::Bandwidth {
+        ingress: limit(&bandwidth.ingress),
+        egress: limit(&bandwidth.egress),
+        ..Default::default()
+    })
+}
+
+fn hidden(masquerade: &Masquerade) -> api::Hidden {
+    api::Hidden {
+        addresses: masquerade.addresses.iter().map(ToString::to_string).collect(),
+        except: masquerade.except.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+fn routes(record: &Record) -> Vec<api::Route> {
+    let of_family = |address| pod_routes(record, gateway(address), 0).into_iter();
+    let told = |route: weft_netns::Route| {
+        route.via.map(|via| api::Route {
+            destination: format!("{}/{}", route.destination, route.prefix),
+            gateway: via.to_string(),
+            ..Default::default()
+        })
+    };
+    record.addresses.iter().flat_map(of_family).filter_map(told).collect()
 }

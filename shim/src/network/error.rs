@@ -43,14 +43,19 @@ fn code(err: &pod::Error) -> Code {
         pod::Error::Record(record::Error::Newer { .. })
         | pod::Error::Store { source: weft_ipam::Error::NewerFormat { .. }, .. } => Code::FAILED_PRECONDITION,
         pod::Error::Namespace(_) => Code::INVALID_ARGUMENT,
-        pod::Error::Lease(weft_ipam::Error::Exhausted { .. }) => Code::RESOURCE_EXHAUSTED,
+        pod::Error::Lease(weft_ipam::Error::Exhausted { .. } | weft_ipam::Error::Taken { .. }) => {
+            Code::RESOURCE_EXHAUSTED
+        }
         pod::Error::Lease(
             weft_ipam::Error::Overlap { .. }
+            | weft_ipam::Error::Elsewhere { .. }
+            | weft_ipam::Error::Unleasable { .. }
+            | weft_ipam::Error::TwoOfFamily { .. }
             | weft_ipam::Error::OwnerName { .. }
             | weft_ipam::Error::OwnerTooLong { .. },
         ) => Code::INVALID_ARGUMENT,
         pod::Error::Nat(nat::Error::Unservable { .. }) => Code::INVALID_ARGUMENT,
-        pod::Error::Occupied { .. } => Code::ALREADY_EXISTS,
+        pod::Error::Occupied { .. } | pod::Error::Nat(nat::Error::Taken { .. }) => Code::ALREADY_EXISTS,
         _ => Code::INTERNAL,
     }
 }

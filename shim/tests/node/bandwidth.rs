@@ -11,11 +11,11 @@ use weft_netns::NetNs;
 
 use crate::common::{Node, OUTSIDE, conf, ip_in, pings, run_in};
 
-const RATE: u64 = 40_000_000;
+pub(crate) const RATE: u64 = 40_000_000;
 /// Bits: less than one segment of TCP, which a sender leaves uncut up to 64 KiB.
-const BURST: u64 = 300_000;
+pub(crate) const BURST: u64 = 300_000;
 /// Of the fixture's configuration.
-const MTU: u64 = 1450;
+pub(crate) const MTU: u64 = 1450;
 
 /// The configuration with limits as containerd passes them.
 fn limited(limits: Value) -> Value {
@@ -50,7 +50,7 @@ fn del(node: &Node, names: &[&str]) {
 }
 
 /// `tc -j`, in the namespace that plays the host.
-fn tc(node: &Node, args: &str) -> Value {
+pub(crate) fn tc(node: &Node, args: &str) -> Value {
     let output = run_in(&node.host, Command::new("tc").arg("-j").args(args.split(' ')), "");
     assert!(output.status.success(), "tc {args}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -75,7 +75,7 @@ fn outside(node: &Node) -> NetNs {
 
 /// What a receiver saw: after how long it had how many bytes of payload.
 #[derive(Default)]
-struct Seen(Vec<(Duration, u64)>);
+pub(crate) struct Seen(Vec<(Duration, u64)>);
 
 impl Seen {
     fn add(&mut self, since: Instant, bytes: usize) {
@@ -84,7 +84,7 @@ impl Seen {
     }
 
     /// Bits per second once twice the burst and the queue have passed, at the start of which nothing is limited.
-    fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         let steady = (2 * BURST + RATE / 4) / 8;
         let first = self.0.iter().find(|(_, total)| *total > steady).unwrap();
         let last = self.0.last().unwrap();
@@ -121,7 +121,7 @@ fn send_tcp(target: SocketAddr, time: Duration) {
 }
 
 /// Sends datagrams at up to three times the rate for `time`, and returns what came.
-fn udp(from: &NetNs, to: &NetNs, address: IpAddr, size: usize, time: Duration) -> Seen {
+pub(crate) fn udp(from: &NetNs, to: &NetNs, address: IpAddr, size: usize, time: Duration) -> Seen {
     let receiver = to.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
     receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let target = receiver.local_addr().unwrap();
@@ -131,6 +131,8 @@ fn udp(from: &NetNs, to: &NetNs, address: IpAddr, size: usize, time: Duration) -
         while start.elapsed() < time {
             match receiver.recv(&mut buffer) {
                 Ok(bytes) => seen.add(start, bytes),
+                // With a timeout it is not restarted (signal(7)).
+                Err(err) if err.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock, "{err}"),
             }
         }

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod api;
+mod api_attach;
 mod api_repairs;
 mod asked;
 mod bandwidth;
