@@ -56,6 +56,8 @@ enum Error {
     Serve { path: PathBuf, source: io::Error },
     #[error("serve requests")]
     Server(#[from] ttrpc::Error),
+    #[error("list the host ports")]
+    Ports(#[from] network::list::UnknownToken),
     #[error("no pod is called {0:?}, and no container's id begins so")]
     NoPod(String),
     #[error("{name:?} may be any of {pods}")]

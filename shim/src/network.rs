@@ -9,6 +9,7 @@ mod attach;
 mod error;
 pub(crate) mod list;
 pub(crate) mod node;
+pub(crate) mod ports;
 pub(crate) mod stats;
 pub(crate) mod watch;
 
@@ -93,10 +94,14 @@ impl Server {
         Ledger::open(&self.config).and_then(|ledger| ledger.read(&owner)).map_err(refused)?.ok_or_else(absent)
     }
 
-    fn page(&self, filter: &api::Filter, size: u32, token: &str) -> ttrpc::Result<list::Page> {
+    /// Those that this server answers for.
+    fn records(&self) -> ttrpc::Result<Vec<Record>> {
         let records = Ledger::open(&self.config).and_then(|ledger| ledger.records()).map_err(refused)?;
-        let seen = records.into_iter().filter(|record| self.scope.sees(&record.container)).collect();
-        list::page(seen, filter, size, token).map_err(|err| status(Code::INVALID_ARGUMENT, &err))
+        Ok(records.into_iter().filter(|record| self.scope.sees(&record.container)).collect())
+    }
+
+    fn page(&self, filter: &api::Filter, size: u32, token: &str) -> ttrpc::Result<list::Page> {
+        list::page(self.records()?, filter, size, token).map_err(|err| status(Code::INVALID_ARGUMENT, &err))
     }
 
     /// A shim's thread is in its pod's namespace, so what asks the node's links does it on a thread that enters the node's. In `weft
@@ -200,6 +205,14 @@ impl PodNetwork for Server {
         let stats = self.at_home(stats::of_all(&self.config, &page.records)).await?;
         let stats = stats.map_err(Error::status)?;
         Ok(api::StatsResponse { stats, next_page_token: page.next, ..Default::default() })
+    }
+
+    async fn ports(&self, _: &TtrpcContext, request: api::PortsRequest) -> ttrpc::Result<api::PortsResponse> {
+        let records = self.records()?;
+        let page = ports::page(&records, &request.filter, request.page_size, &request.page_token);
+        let page = page.map_err(|err| status(Code::INVALID_ARGUMENT, &err))?;
+        let ports = self.at_home(async { page.tell() }).await?.map_err(refused)?;
+        Ok(api::PortsResponse { ports, next_page_token: page.next, ..Default::default() })
     }
 
     async fn watch(

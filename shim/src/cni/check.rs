@@ -9,6 +9,7 @@ use weft_netns::{LinkName, NetNs, Netlink, Route};
 
 use crate::config::Config;
 use crate::fast_path;
+use crate::nat;
 use crate::record::{Names, Record};
 use crate::routes::{gateway, host_prefix, host_route, pod_routes};
 
@@ -47,7 +48,7 @@ pub(super) fn same_as_reported(record: &Record, prev_result: Option<&Value>) -> 
     Ok(())
 }
 
-/// Both ends, their addresses, neighbours and routes, and the fast path.
+/// Both ends, their addresses, neighbours and routes, limits, host ports and masquerade, and the fast path.
 pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
     let netns = NetNs::open(&record.netns.path).map_err(looking("the pod's namespace"))?;
     if netns.identity() != record.identity() {
@@ -64,6 +65,9 @@ pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviat
         host_side(&host, host_index, *address, record).await?;
     }
     limits(&host, host_index, record).await?;
+    if let Some(lacking) = nat::lacking(record).map_err(looking("the table of host ports and masquerade"))? {
+        return Err(Deviation::Missing(lacking));
+    }
     if fast_path::is_hooked(record) { fast_path(config, record, host_index) } else { Ok(()) }
 }
 

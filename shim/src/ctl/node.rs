@@ -47,6 +47,25 @@ impl Node<'_> {
         Ok(records.into_iter().filter(|record| matches(filter, record)).collect())
     }
 
+    /// The ports that lead to pods, in the order of their numbers.
+    pub(super) async fn ports(&self) -> Result<Vec<api::Port>, Error> {
+        if let Some(server) = &self.server
+            && let Some(ports) = served_ports(server).await
+        {
+            return Ok(ports);
+        }
+        let records = Ledger::open(self.config)?.records()?;
+        let (mut ports, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = network::ports::page(&records, &api::Filter::new(), 0, &token)?;
+            ports.extend(page.tell()?);
+            if page.next.is_empty() {
+                return Ok(ports);
+            }
+            token = page.next;
+        }
+    }
+
     /// The node as a whole.
     pub(super) async fn status(&self) -> Result<api::NodeStatusResponse, Error> {
         if let Some(server) = &self.server
@@ -84,6 +103,20 @@ async fn served_records(server: &PodNetworkClient, filter: &api::Filter) -> Opti
         }
         if page.next_page_token.is_empty() {
             return Some(records);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+/// `None` as of [`served_records`], and if the server is older than the call.
+async fn served_ports(server: &PodNetworkClient) -> Option<Vec<api::Port>> {
+    let mut request = api::PortsRequest::new();
+    let mut ports = Vec::new();
+    loop {
+        let page = server.ports(soon(), &request).await.ok()?;
+        ports.extend(page.ports);
+        if page.next_page_token.is_empty() {
+            return Some(ports);
         }
         request.page_token = page.next_page_token;
     }

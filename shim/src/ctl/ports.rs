@@ -1,4 +1,4 @@
-//! `weft ports`: the ports of the node that lead to pods.
+//! `weft ports`: the ports of the node that lead to pods, and whether the kernel has them.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -8,41 +8,86 @@ use serde_json::{Value, json};
 use super::args::Format;
 use super::{Error, Node, show};
 use crate::proto::network as api;
-use crate::record::{HostPort, Record};
+use crate::proto::network::port::State;
 
 /// One line a port, in the order of their numbers.
 pub(super) async fn print(node: &Node<'_>, format: Format, out: &mut impl Write) -> Result<(), Error> {
-    let records = node.records(&api::Filter::default()).await?;
-    let mut ports: Vec<(HostPort, &Record)> =
-        records.iter().flat_map(|record| record.ports.iter().map(move |port| (*port, record))).collect();
-    ports.sort_by_key(|(port, _)| (port.host_port, port.protocol.number(), port.host_ip));
+    let told = node.ports().await?;
+    let ports: Vec<&[api::Port]> = told.chunk_by(is_one_port).collect();
     if format == Format::Json {
-        return show::print_json(out, &ports.iter().map(|(port, record)| told(port, record)).collect());
+        return show::print_json(out, &ports.into_iter().filter_map(as_json).collect());
     }
-    let header = ["PORT", "PROTOCOL", "ADDRESS", "POD", "TO"].map(str::to_owned);
-    let rows = ports.iter().map(|(port, record)| {
-        let to: Vec<String> = ends(port, record).map(|end| end.to_string()).collect();
-        let at = port.host_ip.map_or_else(|| "any".to_owned(), |at| at.to_string());
-        let pod = show::pod_name(record);
-        [port.host_port.to_string(), port.protocol.name().to_owned(), at, pod, to.join(",")]
-    });
+    let header = ["PORT", "PROTOCOL", "ADDRESS", "POD", "TO", "STATE"].map(str::to_owned);
+    let rows = ports.into_iter().filter_map(row);
     show::table(out, std::iter::once(header).chain(rows).collect())
 }
 
-fn told(port: &HostPort, record: &Record) -> Value {
-    json!({
-        "protocol": port.protocol.name(),
-        "host_port": port.host_port,
-        "host_ip": port.host_ip,
-        "container": record.container,
-        "pod": record.pod,
-        "to": ends(port, record).collect::<Vec<_>>(),
-    })
+/// A port that leads to both addresses of a pod is told twice, and is one to people.
+fn is_one_port(a: &api::Port, b: &api::Port) -> bool {
+    let key = |port: &api::Port| {
+        let api::Port { protocol, host_port, container_port, .. } = *port;
+        let names = [&port.host_ip, &port.container_id, &port.interface].map(Clone::clone);
+        (protocol, host_port, container_port, names)
+    };
+    key(a) == key(b)
 }
 
-/// Where the port leads: addresses of its own family only.
-fn ends(port: &HostPort, record: &Record) -> impl Iterator<Item = SocketAddr> {
-    let HostPort { host_ip, pod_port, .. } = *port;
-    let serves = move |address: &&IpAddr| host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
-    record.addresses.iter().filter(serves).map(move |address| SocketAddr::new(*address, pod_port))
+fn row(port: &[api::Port]) -> Option<[String; 6]> {
+    let one = port.first()?;
+    let at = if one.host_ip.is_empty() { "any" } else { &one.host_ip };
+    let pod = match (one.pod_namespace.as_str(), one.pod_name.as_str()) {
+        (_, "") => "-".to_owned(),
+        ("", name) => name.to_owned(),
+        (namespace, name) => format!("{namespace}/{name}"),
+    };
+    let state = match state(port) {
+        "published" if one.host_ip_absent => "waits for its address",
+        state => state,
+    };
+    let cells = [&one.host_port.to_string(), protocol(one), at, &pod, &ends(port).join(","), state];
+    Some(cells.map(str::to_owned))
+}
+
+fn as_json(port: &[api::Port]) -> Option<Value> {
+    let one = port.first()?;
+    let host_ip = Some(&one.host_ip).filter(|at| !at.is_empty());
+    Some(json!({
+        "protocol": protocol(one),
+        "host_port": one.host_port,
+        "host_ip": host_ip,
+        "container": one.container_id,
+        "interface": one.interface,
+        "pod": { "namespace": one.pod_namespace, "name": one.pod_name, "uid": one.pod_uid },
+        "to": ends(port),
+        "state": state(port),
+        "host_ip_absent": one.host_ip_absent,
+    }))
+}
+
+fn protocol(port: &api::Port) -> &'static str {
+    match port.protocol.enum_value_or_default() {
+        api::Protocol::UDP => "udp",
+        api::Protocol::SCTP => "sctp",
+        api::Protocol::TCP | api::Protocol::PROTOCOL_UNSPECIFIED => "tcp",
+    }
+}
+
+/// The worst of all that the port leads to.
+fn state(port: &[api::Port]) -> &'static str {
+    let has = |state: State| port.iter().any(|end| end.state == state.into());
+    match () {
+        () if has(State::ELSEWHERE) => "elsewhere",
+        () if has(State::MISSING) => "missing",
+        () => "published",
+    }
+}
+
+/// Where the port leads.
+fn ends(port: &[api::Port]) -> Vec<String> {
+    let end = |end: &api::Port| {
+        let port = u16::try_from(end.container_port).ok();
+        let both = end.address.parse::<IpAddr>().ok().zip(port);
+        both.map_or_else(|| end.address.clone(), |(address, port)| SocketAddr::new(address, port).to_string())
+    };
+    port.iter().map(end).collect()
 }

@@ -30,10 +30,7 @@ pub(super) fn own(record: &Record) -> Vec<Placed> {
         element: Element { key: octets(*address).repeat(2), value: None },
         port: None,
     });
-    let ports = record.ports.iter().flat_map(|port| {
-        let serves = |address: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
-        record.addresses.iter().filter(serves).map(|address| publish(port, *address))
-    });
+    let ports = ends(record).map(|(port, address)| publish(&port, address));
     masquerade.chain(hairpin).chain(ports).collect()
 }
 
@@ -55,7 +52,15 @@ pub(super) fn exposed(record: &Record) -> Vec<(&'static str, Element)> {
     exposed.map(|at| (sets(*at).masquerade, Element { key: octets(*at), value: None })).collect()
 }
 
-fn publish(port: &HostPort, address: IpAddr) -> Placed {
+/// Each host port with each address that it leads to: those of its own family only.
+pub(crate) fn ends(record: &Record) -> impl Iterator<Item = (HostPort, IpAddr)> {
+    record.ports.iter().flat_map(|port| {
+        let serves = |address: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
+        record.addresses.iter().filter(serves).map(|address| (*port, *address))
+    })
+}
+
+pub(super) fn publish(port: &HostPort, address: IpAddr) -> Placed {
     let number = |port: u16| [port.to_be_bytes(), [0; 2]].concat();
     let protocol = vec![port.protocol.number(), 0, 0, 0];
     let at = port.host_ip.filter(|at| !at.is_unspecified()).map(octets);

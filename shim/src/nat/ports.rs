@@ -1,9 +1,12 @@
-//! Which host ports a pod can have.
+//! Which host ports a pod can have, and which of them the kernel has.
 
 use std::net::IpAddr;
 
-use super::Error;
-use crate::record::HostPort;
+use weft_netns::Netfilter;
+
+use super::{Error, TABLE, element, is_local, kernel};
+use crate::pod;
+use crate::record::{HostPort, Record};
 
 /// Refuses a port at an address of a family that the pod has no address of: it would lead to nowhere, and nobody would know.
 /// `portmap` skips it in silence.
@@ -20,6 +23,69 @@ pub(crate) fn refuse_unservable(ports: &[HostPort], addresses: &[IpAddr]) -> Res
         }
     }
     Ok(())
+}
+
+/// What the kernel's table says of a host port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Published {
+    Yes,
+    /// There is no such port.
+    No,
+    /// It leads to something else.
+    Elsewhere,
+}
+
+/// The kernel's table, to be looked at.
+pub(crate) struct Table(Netfilter);
+
+impl Table {
+    /// That of the calling thread's namespace, which may be missing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn open() -> Result<Table, pod::Error> {
+        Netfilter::open().map(Table).map_err(kernel("look at the host ports"))
+    }
+
+    /// Whether the port leads to the address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn published(&self, port: &HostPort, address: IpAddr) -> Result<Published, pod::Error> {
+        let wanted = element::publish(port, address);
+        let there = self.0.element(TABLE, wanted.set, &wanted.element);
+        Ok(match there.map_err(kernel("look up a host port"))? {
+            None => Published::No,
+            Some(there) if there == wanted.element => Published::Yes,
+            Some(_) => Published::Elsewhere,
+        })
+    }
+}
+
+/// Whether the port is at an address that the host does not have now, and so leads nothing anywhere.
+pub(crate) fn is_absent(port: &HostPort) -> bool {
+    port.host_ip.is_some_and(|at| !at.is_unspecified() && !is_local(at))
+}
+
+/// What of a pod's host ports and masquerade the table lacks, or leads elsewhere: the first, if there is any.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn lacking(record: &Record) -> Result<Option<String>, weft_netns::Error> {
+    let own = element::own(record);
+    if own.is_empty() {
+        return Ok(None);
+    }
+    let netfilter = Netfilter::open()?;
+    for placed in own {
+        if netfilter.element(TABLE, placed.set, &placed.element)?.as_ref() != Some(&placed.element) {
+            let what = placed
+                .port
+                .map_or_else(|| "an address of the pod".to_owned(), |port| format!("host port {port}"));
+            return Ok(Some(format!("{what} in set {} of the table inet {TABLE}", placed.set)));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

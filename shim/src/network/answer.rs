@@ -66,7 +66,7 @@ pub(super) fn data_path_counters(counters: &Counters) -> api::DataPathCounters {
 }
 
 /// How far it came.
-fn state(record: &Record) -> api::State {
+pub(super) fn state(record: &Record) -> api::State {
     match record.state {
         _ if record.tombstone.is_some() => api::State::DETACHING,
         State::Attaching => api::State::ATTACHING,
@@ -75,7 +75,7 @@ fn state(record: &Record) -> api::State {
     }
 }
 
-fn protocol(protocol: Protocol) -> api::Protocol {
+pub(super) fn protocol(protocol: Protocol) -> api::Protocol {
     match protocol {
         Protocol::Tcp => api::Protocol::TCP,
         Protocol::Udp => api::Protocol::UDP,

@@ -19,7 +19,7 @@ pub(crate) struct Page {
 /// A page token that was not made here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("page_token {0:?} is none that was given out")]
-pub(crate) struct UnknownToken(String);
+pub(crate) struct UnknownToken(pub(super) String);
 
 /// The next page of `records`, which are in the order of container and interface.
 ///

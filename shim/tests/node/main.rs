@@ -6,6 +6,7 @@
 
 mod api;
 mod api_attach;
+mod api_ports;
 mod api_repairs;
 mod asked;
 mod bandwidth;
