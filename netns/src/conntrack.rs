@@ -55,10 +55,13 @@ impl Flows {
         if ipv4 { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 }
     }
 
-    /// What the kernel goes by, so that it lists those only (since Linux 5.8).
+    /// What the kernel goes by, so that it lists few others (since Linux 5.8). By an IPv6 address it lists all but those that are
+    /// meant: `ctnetlink_filter_match_tuple` of net/netfilter/nf_conntrack_netlink.c takes the 0 of `ipv6_addr_cmp` for "differs",
+    /// up to Linux 6.18 at least. So it is not asked, and [`Flows::has`] has the last word.
     fn filter(self) -> Vec<DefaultNla> {
         let source = |address| [Tuple::Ip(vec![IPTuple::SourceAddress(address)])];
         let (tuple, original, reply) = match self {
+            Flows::AnsweredBy(IpAddr::V6(_)) | Flows::BegunBy(IpAddr::V6(_)) => return Vec::new(),
             Flows::ToUdpPort(_, port) => {
                 let proto = vec![ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)];
                 let flags = number::BY_PROTOCOL | number::BY_DESTINATION_PORT;
@@ -71,6 +74,59 @@ impl Flows {
         let flags = [(of_original, original), (of_reply, reply)]
             .map(|(kind, flags)| DefaultNla::new(kind, flags.to_ne_bytes().to_vec()));
         vec![tuple, nest(number::FILTER, &flags)]
+    }
+
+    /// Whether the bytes of a connection may be those of one that is meant: taking a connection apart costs more.
+    fn may_have(self, bytes: &[u8]) -> bool {
+        let has = |address: &[u8]| bytes.windows(address.len()).any(|window| window == address);
+        match self {
+            Flows::ToUdpPort(..) => true,
+            Flows::AnsweredBy(IpAddr::V4(address)) | Flows::BegunBy(IpAddr::V4(address)) => {
+                has(&address.octets())
+            }
+            Flows::AnsweredBy(IpAddr::V6(address)) | Flows::BegunBy(IpAddr::V6(address)) => {
+                has(&address.octets())
+            }
+        }
+    }
+
+    /// Whether a connection is one of those that are meant.
+    fn has(self, attributes: &[ConntrackAttribute]) -> bool {
+        let [original, reply] = [tuples(attributes, false), tuples(attributes, true)];
+        match self {
+            Flows::ToUdpPort(_, port) => {
+                let parts = || original.iter().filter_map(|tuple| proto(tuple)).flatten();
+                parts().any(|part| *part == ProtoTuple::Protocol(Protocol::Udp))
+                    && parts().any(|part| *part == ProtoTuple::DestinationPort(port))
+            }
+            Flows::AnsweredBy(address) => ends(reply).any(|end| *end == IPTuple::SourceAddress(address)),
+            Flows::BegunBy(address) => ends(original).any(|end| *end == IPTuple::SourceAddress(address)),
+        }
+    }
+}
+
+/// One direction of a connection: that of its first packet, or that of the answers.
+fn tuples(attributes: &[ConntrackAttribute], reply: bool) -> &[Tuple] {
+    let found = attributes.iter().find_map(|attribute| match attribute {
+        ConntrackAttribute::CtaTupleOrig(tuples) if !reply => Some(tuples),
+        ConntrackAttribute::CtaTupleReply(tuples) if reply => Some(tuples),
+        _ => None,
+    });
+    found.map(Vec::as_slice).unwrap_or_default()
+}
+
+fn ends(tuples: &[Tuple]) -> impl Iterator<Item = &IPTuple> {
+    let ends = tuples.iter().filter_map(|tuple| match tuple {
+        Tuple::Ip(ends) => Some(ends),
+        _ => None,
+    });
+    ends.flatten()
+}
+
+fn proto(tuple: &Tuple) -> Option<&Vec<ProtoTuple>> {
+    match tuple {
+        Tuple::Proto(parts) => Some(parts),
+        _ => None,
     }
 }
 
@@ -108,7 +164,8 @@ impl Netfilter {
         let found = self
             .ask(request, NLM_F_DUMP)
             .map_err(|source| Error::Netfilter { op: format!("list connections {flows:?}"), source })?;
-        Ok(found.iter().filter_map(connection).collect())
+        let meant = found.iter().filter(|answer| flows.may_have(answer.attributes()));
+        Ok(meant.filter_map(|answer| connection(answer, flows)).collect())
     }
 
     /// Makes the kernel forget a connection: its next packet is judged anew. One that has ended is forgotten.
@@ -126,23 +183,16 @@ impl Netfilter {
     }
 }
 
-fn connection(answer: &Raw) -> Option<Connection> {
+fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
     let Some(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes))) = answer.parse() else {
         return None;
     };
-    let identity: Vec<_> = attributes.into_iter().filter(is_identity).collect();
-    let tuples = identity.iter().find_map(|attribute| match attribute {
-        ConntrackAttribute::CtaTupleOrig(tuples) => Some(tuples),
+    let to = ends(tuples(&attributes, false)).find_map(|end| match end {
+        IPTuple::DestinationAddress(to) => Some(*to),
         _ => None,
     });
-    let to = tuples?.iter().find_map(|tuple| match tuple {
-        Tuple::Ip(addresses) => addresses.iter().find_map(|address| match address {
-            IPTuple::DestinationAddress(to) => Some(*to),
-            _ => None,
-        }),
-        _ => None,
-    })?;
-    Some(Connection { to, identity })
+    let to = to.filter(|_| flows.has(&attributes))?;
+    Some(Connection { to, identity: attributes.into_iter().filter(is_identity).collect() })
 }
 
 /// What names one connection: its first packet's addresses, its number, its zone.

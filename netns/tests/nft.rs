@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::Write;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
 use nix::libc;
@@ -151,37 +151,51 @@ fn a_transaction_may_ask_that_nothing_has_changed() {
     assert_eq!(change(netfilter.generation().unwrap()), Ok(()));
 }
 
+/// The kernel's own filter finds all of IPv6 but those that are meant, and detach of one pod cut the connections of all others.
 #[test]
 fn connections_are_found_by_their_ends_and_forgotten() {
     let netns = NetNs::create().unwrap();
     nft(
         &netns,
         &["-f", "-"],
-        "table ip t {\n chain c {\n type filter hook output priority 0\n ct state new accept\n }\n}\n",
+        "table inet t {\n chain c {\n type filter hook output priority 0\n ct state new accept\n }\n}\n",
     );
-    netns
-        .run(|| {
-            let lo = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-            assert!(lo.success());
-            let client = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 1), 0)).unwrap();
-            for to in [(Ipv4Addr::new(127, 0, 0, 2), 53), (Ipv4Addr::new(127, 0, 0, 3), 54)] {
-                client.send_to(b"x", to).unwrap();
-            }
-        })
-        .unwrap();
     let netfilter = open(&netns);
-    let known = |flows| {
-        let found = netfilter.connections(flows).unwrap();
-        found.iter().map(|connection| connection.to.to_string()).collect::<Vec<_>>()
-    };
-    assert_eq!(known(Flows::ToUdpPort(Family::Ipv4, 53)), ["127.0.0.2"]);
-    assert_eq!(known(Flows::ToUdpPort(Family::Ipv6, 53)), [""; 0]);
-    assert_eq!(known(Flows::AnsweredBy("127.0.0.3".parse().unwrap())), ["127.0.0.3"]);
-    let begun = Flows::BegunBy("127.0.0.1".parse().unwrap());
-    assert_eq!(known(begun).len(), 2);
-    for connection in netfilter.connections(Flows::ToUdpPort(Family::Ipv4, 53)).unwrap() {
-        netfilter.forget(connection.clone()).unwrap();
-        netfilter.forget(connection).unwrap();
+    for (family, client, servers) in [
+        (Family::Ipv4, "127.0.0.1", ["127.0.0.2", "127.0.0.3"]),
+        (Family::Ipv6, "fd00::1", ["fd00::2", "fd00::3"]),
+    ] {
+        let [client, one, other]: [IpAddr; 3] =
+            [client, servers[0], servers[1]].map(|ip| ip.parse().unwrap());
+        netns
+            .run(|| {
+                for args in [
+                    "link set lo up",
+                    "addr replace fd00::1 dev lo",
+                    "addr replace fd00::2 dev lo",
+                    "addr replace fd00::3 dev lo",
+                ] {
+                    assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success());
+                }
+                let socket = UdpSocket::bind((client, 0)).unwrap();
+                for to in [(one, 53), (other, 54)] {
+                    socket.send_to(b"x", to).unwrap();
+                }
+            })
+            .unwrap();
+        let known = |flows| {
+            let found = netfilter.connections(flows).unwrap();
+            found.iter().map(|connection| connection.to).collect::<Vec<_>>()
+        };
+        assert_eq!(known(Flows::ToUdpPort(family, 53)), [one]);
+        assert_eq!(known(Flows::AnsweredBy(other)), [other]);
+        assert_eq!(known(Flows::BegunBy(other)), [] as [IpAddr; 0]);
+        assert_eq!(known(Flows::BegunBy(client)).len(), 2);
+        for connection in netfilter.connections(Flows::AnsweredBy(one)).unwrap() {
+            netfilter.forget(connection.clone()).unwrap();
+            netfilter.forget(connection).unwrap();
+        }
+        assert_eq!(known(Flows::BegunBy(client)), [other]);
     }
-    assert_eq!(known(begun), ["127.0.0.3"]);
+    assert_eq!(netfilter.connections(Flows::ToUdpPort(Family::Ipv6, 53)).unwrap().len(), 0);
 }
