@@ -12,7 +12,7 @@ use netlink_packet_route::tc::{
 
 use crate::netlink::errno;
 use crate::qdisc::{of_link, value};
-use crate::{Error, LinkName, Netlink};
+use crate::{Error, LinkName, Mac, Netlink};
 
 // linux/pkt_cls.h, linux/if_ether.h
 const TCA_BPF_ACT: u16 = 1;
@@ -36,11 +36,12 @@ impl Netlink {
     ///
     /// # Errors
     /// `EEXIST` if the name is taken, `EOPNOTSUPP` if the kernel has no ifb.
-    pub async fn create_ifb(&self, name: &LinkName, mtu: u32) -> Result<u32, Error> {
+    pub async fn create_ifb(&self, name: &LinkName, mac: Mac, mtu: u32) -> Result<u32, Error> {
         let failed = |source| Error::Netlink { op: "create ifb", object: name.to_string(), source };
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.as_str().to_owned()),
+            LinkAttribute::Address(mac.bytes().to_vec()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
         ];

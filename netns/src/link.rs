@@ -84,17 +84,30 @@ impl Netlink {
     /// # Errors
     /// [`Error::Netlink`].
     pub async fn veths(&self) -> Result<Vec<Link>, Error> {
+        self.links_of(InfoKind::Veth).await
+    }
+
+    /// All ifbs in the socket's namespace. A dump too.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub async fn ifbs(&self) -> Result<Vec<Link>, Error> {
+        self.links_of(InfoKind::Ifb).await
+    }
+
+    async fn links_of(&self, kind: InfoKind) -> Result<Vec<Link>, Error> {
+        let name = kind.to_string();
         let mut message = LinkMessage::default();
         // The kernel sends this kind only (`link_kind_filtered` in net/core/rtnetlink.c).
-        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
         let answers = self.dump(RouteNetlinkMessage::GetLink(message)).await;
         let answers = answers.map_err(|source| Error::Netlink {
             op: "list links of kind",
-            object: "veth".into(),
+            object: name.clone(),
             source,
         })?;
-        let is_veth = |link: &Link| link.kind.as_deref() == Some("veth");
-        Ok(answers.iter().filter_map(read).filter(is_veth).collect())
+        let is_meant = |link: &Link| link.kind.as_ref() == Some(&name);
+        Ok(answers.iter().filter_map(read).filter(is_meant).collect())
     }
 
     /// Creates the pair by one message, and returns the index of its first end.

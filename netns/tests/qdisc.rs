@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::{block_on, ip, pair};
 use serde_json::Value;
-use weft_netns::{NetNs, Netlink, TokenBucket};
+use weft_netns::{Mac, NetNs, Netlink, TokenBucket};
 
 fn tc(netns: &NetNs, args: &str) -> Value {
     let output = netns.run(|| Command::new("tc").arg("-j").args(args.split(' ')).output().unwrap()).unwrap();
@@ -60,7 +60,7 @@ fn what_comes_in_is_led_through_an_ifb() {
     block_on(async {
         let (outside, _, index, _) = pair(&host, &pod).await.unwrap();
         let name = "through".parse().unwrap();
-        let ifb = outside.create_ifb(&name, 1400).await.unwrap();
+        let ifb = outside.create_ifb(&name, Mac::new([2; 6]), 1400).await.unwrap();
         let link = ip(&host, "-d link show through")[0].clone();
         assert_eq!(link["linkinfo"]["info_kind"], "ifb");
         assert_eq!((&link["mtu"], &link["ifindex"]), (&1400.into(), &ifb.into()));
@@ -75,7 +75,10 @@ fn what_comes_in_is_led_through_an_ifb() {
         assert_eq!((&filter["protocol"], &filter["pref"]), (&"all".into(), &0xffff.into()), "{filters}");
         let action = &filter["options"]["actions"][0];
         assert_eq!((&action["kind"], &action["to_dev"]), (&"mirred".into(), &"through".into()), "{filters}");
-        assert_eq!(outside.create_ifb(&name, 1400).await.unwrap_err().errno(), Some(nix::libc::EEXIST));
+        assert_eq!(
+            outside.create_ifb(&name, Mac::new([2; 6]), 1400).await.unwrap_err().errno(),
+            Some(nix::libc::EEXIST)
+        );
         assert!(outside.delete_link(ifb).await.unwrap());
         assert!(!outside.is_led_through(index, ifb).await.unwrap());
         let absent = Netlink::open_in(&host).unwrap().lead_through(4711, 4712).await.unwrap_err();

@@ -76,7 +76,7 @@ pub(crate) async fn limit(host: &Netlink, record: &Record, names: &Names) -> Res
         host.set_token_bucket(record.host_index, &limit.bucket(record.mtu)).await?;
     }
     let Some(limit) = &record.bandwidth.egress else { return Ok(()) };
-    let ifb = create_ifb(host, &names.ifb.parse()?, record.mtu).await?;
+    let ifb = create_ifb(host, names, record.mtu).await?;
     failpoint("ifb");
     host.set_token_bucket(ifb, &limit.bucket(record.mtu)).await?;
     host.set_up_silent(ifb).await?;
@@ -84,10 +84,11 @@ pub(crate) async fn limit(host: &Netlink, record: &Record, names: &Names) -> Res
 }
 
 /// An ifb of this name that no record knows, left by a node whose store was lost, is replaced.
-async fn create_ifb(host: &Netlink, name: &LinkName, mtu: u32) -> Result<u32, Error> {
-    match host.create_ifb(name, mtu).await {
-        Err(err) if err.errno() == Some(nix::libc::EEXIST) && delete_ifb(host, name).await? => {
-            host.create_ifb(name, mtu).await
+async fn create_ifb(host: &Netlink, names: &Names, mtu: u32) -> Result<u32, Error> {
+    let (name, mac) = (names.ifb.parse()?, names.ifb_mac);
+    match host.create_ifb(&name, mac, mtu).await {
+        Err(err) if err.errno() == Some(nix::libc::EEXIST) && delete_ifb(host, &name).await? => {
+            host.create_ifb(&name, mac, mtu).await
         }
         made => made,
     }

@@ -41,7 +41,7 @@ pub(crate) struct Report {
     pub(crate) kept: usize,
     /// Attachments that were detached: their addresses are free.
     pub(crate) freed: Vec<Gone>,
-    /// Host ends without a record that were deleted.
+    /// Host ends, and ifbs, without a record that were deleted.
     pub(crate) links: Vec<String>,
     /// Addresses whose map entries had no record and were deleted.
     pub(crate) entries: Vec<IpAddr>,

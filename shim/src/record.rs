@@ -223,6 +223,8 @@ pub(crate) struct Names {
     pub(crate) host_link: String,
     /// Of a pod whose sending is limited. No host end has an `s` in its name.
     pub(crate) ifb: String,
+    /// Nobody ever sees it on a wire; it says whose the ifb is.
+    pub(crate) ifb_mac: Mac,
     pub(crate) mac: Mac,
     pub(crate) host_mac: Mac,
 }
@@ -244,7 +246,8 @@ impl Names {
         let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
         Names {
             host_link: format!("{HOST_LINK_PREFIX}{:011x}", hash >> 20),
-            ifb: format!("{HOST_LINK_PREFIX}s{:010x}", hash >> 24),
+            ifb: format!("{IFB_PREFIX}{:010x}", hash >> 24),
+            ifb_mac: Mac::new([IFB_MAC_KIND, a, b, c, d, e]),
             mac: Mac::new([0x02, a, b, c, d, e]),
             host_mac: Mac::new([HOST_MAC_KIND, a, b, c, d, e]),
         }
@@ -269,10 +272,26 @@ impl Names {
         let of_name = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         kind == HOST_MAC_KIND && of_name.is_some_and(|bits| bits & 0xf_ffff == of_mac)
     }
+
+    /// The same of an ifb: 16 bits are in both.
+    pub(crate) fn is_ifb(name: &str, mac: Mac) -> bool {
+        let [kind, a, b, ..] = mac.bytes();
+        let digits = name.strip_prefix(IFB_PREFIX).filter(|digits| digits.len() == 10);
+        let of_name = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        kind == IFB_MAC_KIND && of_name.is_some_and(|bits| bits & 0xffff == u64::from(a) << 8 | u64::from(b))
+    }
+
+    /// Whether an ifb and a host end are called as those of one owner: the name of the one has ten of the other's digits.
+    pub(crate) fn are_of_one(ifb: &str, host_link: &str) -> bool {
+        let digits = ifb.strip_prefix(IFB_PREFIX).zip(host_link.strip_prefix(HOST_LINK_PREFIX));
+        digits.is_some_and(|(of_ifb, of_link)| of_ifb.len() == 10 && of_link.starts_with(of_ifb))
+    }
 }
 
 /// The first byte of the addresses of host ends.
 const HOST_MAC_KIND: u8 = 0x06;
+/// The same of ifbs.
+const IFB_MAC_KIND: u8 = 0x0a;
 
 /// The number that an owner's names are made of.
 pub(crate) fn hash(owner: &Owner) -> u64 {
@@ -281,6 +300,9 @@ pub(crate) fn hash(owner: &Owner) -> u64 {
 
 /// What the names of all links begin with.
 pub(crate) const HOST_LINK_PREFIX: &str = "weft";
+
+/// What the names of ifbs begin with.
+const IFB_PREFIX: &str = "wefts";
 
 /// FNV-1a (64 bit) over the parts, each ended by a zero byte. Stable for ever, unlike the standard library's
 /// hashers: links are found again by it after an upgrade.
@@ -363,6 +385,10 @@ mod tests {
             assert!(!Names::belong_together(&names.host_link, other.host_mac), "another owner's address");
             assert!(!Names::belong_together(&names.host_link, names.mac), "the pod's end");
             assert!(!Names::belong_together(&names.host_link[..14], names.host_mac), "a shorter name");
+            assert!(Names::is_ifb(&names.ifb, names.ifb_mac), "{container}");
+            assert!(!Names::is_ifb(&names.ifb, other.ifb_mac) && !Names::is_ifb(&names.ifb, names.host_mac));
+            assert!(Names::are_of_one(&names.ifb, &names.host_link), "{container}");
+            assert!(!Names::are_of_one(&names.ifb, &other.host_link), "another owner's host end");
         }
         assert!(!Names::belong_together("weft", Mac::new([6, 0, 0, 0, 0, 0])));
     }

@@ -6,6 +6,9 @@
 //! live. One that is down has not been attached yet, by somebody with another store. Both are named, and left alone.
 //!
 //! A row of counters is made after the map entries of its link and deleted after them: without one that stays, it goes.
+//!
+//! An ifb is made after the host end that leads through it, and does not die with it. So one without a record whose host
+//! end is not there, or goes now, has lost its pod.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -23,24 +26,37 @@ use crate::record::{Names, State};
 /// What has, or may have, no record.
 pub(super) struct Strays {
     links: Vec<Link>,
+    ifbs: Vec<Link>,
+    /// The names of all host ends, and of what is called like one.
+    host_ends: Vec<String>,
     entries: Vec<(IpAddr, u32)>,
     /// Indices of links.
     counters: Vec<u32>,
 }
 
-/// All host ends, map entries and counters of the node. Counters before the entries, which are older than they.
+/// All host ends, ifbs, map entries and counters of the node. The ifbs first: whose host end is not seen after it has none. Counters
+/// before the entries, which are older than they.
 pub(super) async fn find(run: &mut Run<'_>) -> Strays {
+    let ifbs = run.host.ifbs().await.map_err(kernel("list the ifbs"));
     let counters = counters(run).map_err(Error::FastPath);
     let links = run.host.veths().await.map_err(kernel("list the host's ends"));
     let entries = entries(run).map_err(Error::FastPath);
     let mut failed = |err: Error| run.report.failed.push(chain(&err));
+    // Without the host ends it cannot be told which of the ifbs are needed.
+    let ifbs = if links.is_ok() { ifbs.map_err(&mut failed).unwrap_or_default() } else { Vec::new() };
     let links = links.map_err(&mut failed).unwrap_or_default();
     // Whose counters they are, only the entries tell.
     let counters =
         if entries.is_ok() { counters.map_err(&mut failed).unwrap_or_default() } else { Vec::new() };
     let entries = entries.map_err(failed).unwrap_or_default();
     let ours = |link: &Link| Names::belong_together(&link.name, link.mac);
-    Strays { links: links.into_iter().filter(ours).collect(), entries, counters }
+    Strays {
+        host_ends: links.iter().map(|link| link.name.clone()).collect(),
+        links: links.into_iter().filter(ours).collect(),
+        ifbs: ifbs.into_iter().filter(|link| Names::is_ifb(&link.name, link.mac)).collect(),
+        entries,
+        counters,
+    }
 }
 
 fn counters(run: &Run<'_>) -> Result<Vec<u32>, weft_hooks::Error> {
@@ -56,8 +72,10 @@ fn entries(run: &Run<'_>) -> Result<Vec<(IpAddr, u32)>, weft_hooks::Error> {
 impl Strays {
     /// Leaves out what has a record. `owners` were read after the links and entries.
     pub(super) fn without(mut self, run: &mut Run<'_>, owners: &[Owner]) -> Result<Strays, Error> {
-        let names: HashSet<String> = owners.iter().map(|owner| Names::of(owner).host_link).collect();
-        self.links.retain(|link| !names.contains(&link.name));
+        let names: Vec<Names> = owners.iter().map(Names::of).collect();
+        let names: HashSet<&str> = names.iter().flat_map(|of| [&*of.host_link, &*of.ifb]).collect();
+        self.links.retain(|link| !names.contains(&*link.name));
+        self.ifbs.retain(|ifb| !names.contains(&*ifb.name));
         let leases = run.ledger.view()?.leases().map_err(|source| run.ledger.failed(source))?;
         let holders: HashMap<IpAddr, Owner> =
             leases.into_iter().map(|lease| (lease.address, lease.owner)).collect();
@@ -111,7 +129,11 @@ impl Strays {
                 Err(err) => run.report.failed.push(chain(&err)),
             }
         }
-        for link in self.links.into_iter().filter(|link| !live.contains(&link.index)) {
+        let dead: Vec<Link> = self.links.into_iter().filter(|link| !live.contains(&link.index)).collect();
+        let stays = |name: &String| dead.iter().all(|link| link.name != *name);
+        let host_ends: Vec<String> = self.host_ends.into_iter().filter(stays).collect();
+        let is_needed = |ifb: &Link| host_ends.iter().any(|name| Names::are_of_one(&ifb.name, name));
+        for link in dead.into_iter().chain(self.ifbs.into_iter().filter(|ifb| !is_needed(ifb))) {
             match remove_link(run, &link).await {
                 Ok(true) => run.report.links.push(link.name),
                 Ok(false) => {}
@@ -144,5 +166,5 @@ async fn remove_link(run: &Run<'_>, link: &Link) -> Result<bool, Error> {
     if run.report.dry_run {
         return Ok(true);
     }
-    run.host.delete_link(link.index).await.map_err(kernel("delete a stray veth pair"))
+    run.host.delete_link(link.index).await.map_err(kernel("delete a stray link"))
 }

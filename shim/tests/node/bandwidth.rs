@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weft_netns::NetNs;
 
-use crate::common::{Node, OUTSIDE, conf, ip_in, pings, run_in};
+use crate::common::{Node, OUTSIDE, conf, ip_in, pings, run_in, wait_until};
 
 pub(crate) const RATE: u64 = 40_000_000;
 /// Bits: less than one segment of TCP, which a sender leaves uncut up to 64 KiB.
@@ -366,6 +366,36 @@ fn a_cri_runtime_leaves_no_ifb_although_it_leaves_the_links() {
     assert_eq!(node.links().len(), 1, "nobody waited for the pair");
     node.remove_pod("a");
     node.assert_empty();
+}
+
+/// The store was lost, with the pod or without.
+#[test]
+fn an_ifb_goes_when_its_pod_has_gone_and_no_record_tells_of_it() {
+    let node = Node::new();
+    add(&node, "a", &egress());
+    let mut links = node.links();
+    links.sort();
+    let ifb = links[1].clone();
+    // Of somebody else, but called like one of weft's.
+    node.ip(&["link", "add", "wefts0123456789", "type", "ifb"]);
+    std::fs::rename(node.run_dir(), node.dir.path().join("lost")).unwrap();
+    let (report, code) = node.reconcile(&[]);
+    assert_eq!((&report["links"], &report["foreign"], code), (&json!([]), &json!([links[0]]), 0), "{report}");
+    node.remove_pod("a");
+    wait_until("the pair is gone", || node.links().len() == 2);
+    let (would, _) = node.reconcile(&["--dry-run"]);
+    assert!(node.links().contains(&ifb), "--dry-run changed something");
+    let (did, code) = node.reconcile(&[]);
+    for report in [would, did] {
+        assert_eq!((&report["links"], code), (&json!([ifb]), 0), "{report}");
+    }
+    assert_eq!(node.links(), ["wefts0123456789"]);
+    node.ip(&["link", "del", "wefts0123456789"]);
+    // A record that lives keeps its own.
+    add(&node, "b", &egress());
+    assert_eq!(node.reconcile(&[]).0["links"], json!([]));
+    assert_eq!(node.links().len(), 2);
+    assert!(node.cni("DEL", "b", &conf()).status.success());
 }
 
 #[test]
