@@ -205,7 +205,7 @@ impl WriteTxn<'_> {
         }
         let mut leases = Vec::with_capacity(picks.len());
         for pick in picks {
-            let address = self.take(pick, owner)?;
+            let address = self.take(pick, owner, now)?;
             leases.push(Lease { owner: owner.clone(), network: network.into(), address });
         }
         if !leases.is_empty() {
@@ -251,8 +251,10 @@ impl WriteTxn<'_> {
         Ok(pool)
     }
 
-    fn take(&mut self, Pick { mut pool, ip, freed }: Pick, owner: &Owner) -> Result<IpAddr, Error> {
+    fn take(&mut self, Pick { mut pool, ip, freed }: Pick, owner: &Owner, now: u64) -> Result<IpAddr, Error> {
+        let mut cooled = true;
         if let Some(seq) = freed {
+            cooled = self.reader().cooled(&self.reader().freed(&pool, seq)?, now);
             // The freed rows have no gap: those before it move up. Only an address that was named has any.
             for before in (pool.head..seq).rev() {
                 let moved = self.reader().freed(&pool, before)?;
@@ -265,7 +267,9 @@ impl WriteTxn<'_> {
         self.put(&pool.key(), &pool.encode())?;
         let key = Table::Address.of_ip(pool.span.family, ip);
         self.put(&key, &Address::Leased(owner.clone()).encode())?;
-        address(pool.span.family, ip).ok_or_else(|| Table::Address.damaged(&key))
+        let address = address(pool.span.family, ip).ok_or_else(|| Table::Address.damaged(&key))?;
+        self.early.extend((!cooled).then_some(address));
+        Ok(address)
     }
 
     fn give_back(&mut self, lease: &Lease, at: u64) -> Result<(), Error> {

@@ -24,6 +24,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -174,7 +175,7 @@ impl Store {
             let meta = Meta { format: FORMAT, boot: &self.boot }.encode();
             self.rows().put(&mut txn, META, &meta).map_err(failed("write"))?;
         }
-        Ok(WriteTxn { txn, store: self, thread: PhantomData, _turn: turn })
+        Ok(WriteTxn { txn, store: self, early: Vec::new(), thread: PhantomData, _turn: turn })
     }
 
     fn begin(&self) -> Result<RoTxn<'_, WithoutTls>, Error> {
@@ -363,6 +364,7 @@ impl ReadTxn<'_> {
 pub struct WriteTxn<'s> {
     pub(crate) txn: RwTxn<'s>,
     pub(crate) store: &'s Store,
+    pub(crate) early: Vec<IpAddr>,
     thread: PhantomData<*const ()>,
     /// Dropped last.
     _turn: Turn<'s>,
@@ -373,6 +375,13 @@ impl WriteTxn<'_> {
     #[must_use]
     pub fn reader(&self) -> ReadTxn<'_> {
         ReadTxn { txn: Source::Of(&self.txn), store: self.store }
+    }
+
+    /// The addresses that the transaction has leased before they had cooled down: packets for whoever had them may still
+    /// be on their way, and connections remembered.
+    #[must_use]
+    pub fn early(&self) -> &[IpAddr] {
+        &self.early
     }
 
     /// Keeps the bytes for the owner, in place of what was kept.

@@ -123,6 +123,25 @@ fn a_named_address_may_be_a_warm_one_and_the_others_keep_their_order() {
     assert_eq!(audit(dir.path()).len(), 5);
 }
 
+#[test]
+fn whoever_gets_a_warm_address_is_told() {
+    let dir = folder();
+    let ranges = [range("10.0.0.0/30"), range("fd00::/64")];
+    let store = Store::open(dir.path()).unwrap();
+    let early = |store: &Store, wanted: &[IpAddr]| {
+        let mut txn = store.write().unwrap();
+        txn.reserve_these("net", &ranges, wanted, &owner("a")).unwrap();
+        let early = txn.early().to_vec();
+        txn.commit().unwrap();
+        release(store, &owner("a"));
+        early
+    };
+    assert_eq!(early(&store, &[]), ips([]), "nobody has had it");
+    assert_eq!(early(&store, &[]), ips(["10.0.0.2"]), "of the other family there are others");
+    assert_eq!(early(&store, &ips(["fd00::2"])), ips(["10.0.0.2", "fd00::2"]), "one that was named");
+    assert_eq!(early(&store.with_cool_down(Duration::ZERO), &ips(["fd00::2"])), ips([]), "cooled down");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Any(u8),

@@ -192,6 +192,34 @@ pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
     Ok(())
 }
 
+/// Forgets every connection that pods with these addresses had, translated or not: what an address that comes back before
+/// it has cooled down would else get of its last pod's, an answer to a masqueraded question for one.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn forget_connections(addresses: &[IpAddr]) -> Result<(), pod::Error> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let forget = || {
+        let netfilter = Netfilter::open()?;
+        for address in addresses {
+            for flows in [Flows::AnsweredBy(*address), Flows::BegunBy(*address)] {
+                for connection in netfilter.connections(flows)? {
+                    netfilter.forget(connection)?;
+                }
+            }
+        }
+        Ok::<(), weft_netns::Error>(())
+    };
+    match forget() {
+        // A kernel without this part of conntrack cannot tell what it remembers (`nfnetlink_rcv_msg` in
+        // net/netfilter/nfnetlink.c), and a pod always gets a network.
+        Err(err) if err.errno() == Some(libc::EINVAL) => Ok(()),
+        done => done.map_err(kernel("forget the connections of the addresses' last pods")),
+    }
+}
+
 /// Without it, the next packets of a connection went to the pod's address, whoever has it by then.
 fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
     for address in &record.addresses {

@@ -10,6 +10,7 @@
 
 mod links;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use futures_util::future::try_join;
@@ -133,21 +134,30 @@ async fn attach_one(config: &Config, request: &Request) -> Result<Record, Error>
     let host = Netlink::open().map_err(kernel("open the host's netlink socket"))?;
     let ledger = Ledger::open(config)?;
     let _turn = Turn::take(config, &request.owner).await?;
-    if let Some(old) = ledger.read(&request.owner)? {
-        if old.is_attached() && old.identity() == netns.identity() && has_host_end(&host, &old).await? {
-            return Ok(old);
+    let old = ledger.read(&request.owner)?;
+    if let Some(old) = &old {
+        if old.is_attached() && old.identity() == netns.identity() && has_host_end(&host, old).await? {
+            return Ok(old.clone());
         }
-        unwire(config, &ledger, &host, &old, Links::Delete).await.map_err(first)?;
+        unwire(config, &ledger, &host, old, Links::Delete).await.map_err(first)?;
     }
     reconcile::when_low(config, &ledger, &request.network).await;
-    let mut record = match plan(&ledger, request, &netns, &host).await {
+    let (mut record, mut early) = match plan(&ledger, request, &netns, &host).await {
         Err(err) if reconcile::when_full(config, &request.network, &err).await => {
             plan(&ledger, request, &netns, &host).await?
         }
         planned => planned?,
     };
     failpoint("leased");
-    match wire(config, &ledger, &host, &netns, &mut record).await {
+    if old.is_some() {
+        // Of an attach that was killed, and that may not have come to it.
+        early.clone_from(&record.addresses);
+    }
+    let wired = match nat::forget_connections(&early) {
+        Ok(()) => wire(config, &ledger, &host, &netns, &mut record).await,
+        failed => failed,
+    };
+    match wired {
         Ok(()) => Ok(record),
         Err(err) => {
             // The error that stopped the attach is the one to report; whatever the undo could not remove stays
@@ -172,7 +182,13 @@ async fn has_host_end(host: &Netlink, record: &Record) -> Result<bool, Error> {
 }
 
 /// Leases the addresses and writes down, in the same transaction, everything that [`wire`] is going to make.
-async fn plan(ledger: &Ledger, request: &Request, netns: &NetNs, host: &Netlink) -> Result<Record, Error> {
+/// With the record come those of its addresses that had not cooled down.
+async fn plan(
+    ledger: &Ledger,
+    request: &Request,
+    netns: &NetNs,
+    host: &Netlink,
+) -> Result<(Record, Vec<IpAddr>), Error> {
     let mtu = match request.network.mtu {
         Some(mtu) => mtu,
         None => host.default_route_mtu().await.map_err(kernel("find the MTU"))?.unwrap_or(DEFAULT_MTU),

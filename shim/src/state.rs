@@ -55,14 +55,15 @@ impl Ledger {
     }
 
     /// Leases addresses, those of `ips` among them, and writes down in the same transaction what `record` makes of them.
-    /// What the owner held before is given back if it does not fit: the caller has taken it down.
+    /// What the owner held before is given back if it does not fit: the caller has taken it down. Told are also the
+    /// addresses that had not cooled down.
     pub(crate) fn reserve(
         &self,
         network: &Network,
         ips: &[IpAddr],
         owner: &Owner,
         record: impl FnOnce(Vec<IpAddr>) -> Record,
-    ) -> Result<Record, Error> {
+    ) -> Result<(Record, Vec<IpAddr>), Error> {
         self.change(|txn| {
             let reserved = match txn.reserve_these(&network.name, &network.ranges, ips, owner) {
                 // Of an attach that is over, and taken down: the owner comes back and asks for something else.
@@ -77,7 +78,7 @@ impl Ledger {
             // Before anything is leased: without the commit it never was.
             nat::refuse_unservable(&record.ports, &record.addresses)?;
             txn.put_record(owner, &record.encode()?).map_err(|source| self.failed(source))?;
-            Ok(record)
+            Ok((record, txn.early().to_vec()))
         })
     }
 

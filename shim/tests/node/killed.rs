@@ -2,6 +2,8 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use serde_json::Value;
+
 use crate::common::{Node, conf, pings, wait_until};
 
 /// In the order in which ADD passes them.
@@ -9,8 +11,12 @@ pub(crate) const STEPS: [&str; 8] =
     ["leased", "forwarding", "veth", "limits", "fast-path", "routes", "published", "attached"];
 
 pub(crate) fn killed_at(node: &Node, step: &str) {
+    killed_with(node, step, &conf());
+}
+
+pub(crate) fn killed_with(node: &Node, step: &str, conf: &Value) {
     let netns = node.pod("a");
-    let answer = node.cni_with("ADD", "a", &conf().to_string(), |command| {
+    let answer = node.cni_with("ADD", "a", &conf.to_string(), |command| {
         command.env("CNI_NETNS", netns).env("WEFT_FAILPOINT", step);
     });
     assert_eq!(answer.status.signal(), Some(9), "ADD passes {step}: {}", answer.json);

@@ -24,5 +24,6 @@ mod network;
 mod networks;
 mod ports;
 mod reconcile;
+mod reuse;
 mod router;
 mod serve;

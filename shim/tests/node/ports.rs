@@ -77,7 +77,7 @@ pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
-fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     Duration::from_secs(2) * slowness()
 }
 
@@ -127,7 +127,12 @@ pub(crate) fn socket(netns: &NetNs, ipv4: bool) -> UdpSocket {
 
 /// A socket that serves `port` in a namespace. The one before it may still be open for a moment: in a child that another
 /// thread has forked and that has not come to its exec yet.
-fn bound<T: Send>(netns: &NetNs, ipv4: bool, port: u16, bind: fn(SocketAddr) -> std::io::Result<T>) -> T {
+pub(crate) fn bound<T: Send>(
+    netns: &NetNs,
+    ipv4: bool,
+    port: u16,
+    bind: fn(SocketAddr) -> std::io::Result<T>,
+) -> T {
     let any = at(if ipv4 { "0.0.0.0" } else { "::" }, port);
     let deadline = Instant::now() + 5 * patience();
     loop {
