@@ -748,6 +748,18 @@ async fn after_a_killed_daemon_delete_leaves_nothing() {
     pod.delete();
 }
 
+/// Whoever removes the pod's folder may be killed when the state has gone and the rest has not.
+#[test]
+fn delete_after_a_killed_delete_leaves_nothing() {
+    let pod = Pod::new();
+    fs::create_dir_all(pod.dir().join("shm")).unwrap();
+    for name in ["hosts", ".hostname"] {
+        fs::write(pod.dir().join(name), "").unwrap();
+    }
+    pod.delete();
+    assert!(!pod.dir().exists());
+}
+
 /// containerd runs `delete` after the end of every container too, and the pod lives on.
 #[tokio::test]
 async fn delete_of_a_container_does_not_hurt_the_pod() {

@@ -33,6 +33,10 @@ impl Dir {
         self.0.join(name)
     }
 
+    pub(super) fn exists(&self) -> bool {
+        self.0.exists()
+    }
+
     pub(super) fn create(&self) -> Result<(), Error> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
         made.map_err(|source| Error::File { op: "create", path: self.0.clone(), source })

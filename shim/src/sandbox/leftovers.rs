@@ -11,7 +11,9 @@ pub(crate) fn remove(config: &Config, namespace: &str, id: &str) -> Option<Vec<E
     let dir = Dir::of(config, namespace, id);
     let mut errors = Vec::new();
     match State::load(&dir) {
-        Ok(None) => return None,
+        Ok(None) if !dir.exists() => return None,
+        // Whoever removed the folder was killed in between: the rest of what the state told of had gone before.
+        Ok(None) => {}
         Ok(Some(state)) => {
             for (op, process) in [("end the daemon", state.daemon), ("end sandbox-init", state.init)] {
                 let ended = process.map_or(Ok(()), |process| process.kill());
