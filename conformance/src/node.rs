@@ -209,6 +209,11 @@ impl Node {
         Pod::run_on(self, spec)
     }
 
+    /// Asks for a pod and nothing more: what CRI says of it afterwards may be asked of [`Pod::try_inspect`].
+    pub fn request_pod(&self, spec: &PodSpec) -> Result<Pod<'_>, String> {
+        Pod::request(self, spec)
+    }
+
     /// Ends containerd by `signal` and starts it again; shims and pods live on.
     pub fn restart_containerd(&self, signal: Signal) {
         self.stop_containerd(signal);
@@ -237,6 +242,11 @@ impl Node {
             run(self.command("kill").arg(format!("-{}", signal as i32)).args(&meant));
         }
         meant.len()
+    }
+
+    /// The processes of the node as the test sees them, with their command lines.
+    pub fn processes(&self) -> Vec<(Pid, String)> {
+        self.sandbox.processes_outside()
     }
 
     /// All that containerd, the shims and the CNI plugins have logged.
@@ -269,7 +279,7 @@ impl Node {
     }
 
     /// `trace`, an identifier or an address, must not be found on the node when it is finished.
-    pub(crate) fn leaves_no(&self, trace: &str) {
+    pub fn leaves_no(&self, trace: &str) {
         let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
         if !traces.iter().any(|known| known == trace) {
             traces.push(trace.to_owned());
@@ -277,7 +287,7 @@ impl Node {
     }
 
     /// Where CRI keeps the pods' network namespaces.
-    pub(crate) fn pod_namespaces(&self) -> PathBuf {
+    pub fn pod_namespaces(&self) -> PathBuf {
         self.dir().join("state/io.containerd.grpc.v1.cri/netns")
     }
 

@@ -136,6 +136,12 @@ pub struct Pod<'n> {
 
 impl<'n> Pod<'n> {
     pub(crate) fn run_on(node: &'n Node, spec: &PodSpec) -> Result<Self, String> {
+        let pod = Self::request(node, spec)?;
+        pod.ips().iter().for_each(|ip| node.leaves_no(&ip.to_string()));
+        Ok(pod)
+    }
+
+    pub(crate) fn request(node: &'n Node, spec: &PodSpec) -> Result<Self, String> {
         let name = spec.name();
         let logs = node.dir().join("logs").join(name);
         fs::create_dir_all(&logs).expect("make the log directory of the pod");
@@ -148,7 +154,6 @@ impl<'n> Pod<'n> {
         let id = try_run(node.crictl_command(&["runp", "--runtime", handler]).arg(&file))?;
         let pod = Self { node, id: id.trim().to_owned(), config: file, netns: OnceCell::new() };
         node.leaves_no(&pod.id);
-        pod.ips().iter().for_each(|ip| node.leaves_no(&ip.to_string()));
         Ok(pod)
     }
 
@@ -160,13 +165,16 @@ impl<'n> Pod<'n> {
     /// The addresses that CRI reports, the first is the pod's main one; none on the node's network.
     #[track_caller]
     pub fn ips(&self) -> Vec<IpAddr> {
-        let network = &self.inspect()["status"]["network"];
+        Self::ips_of(&self.inspect())
+    }
+
+    /// The addresses in what [`Pod::try_inspect`] has told.
+    pub fn ips_of(told: &Value) -> Vec<IpAddr> {
+        let network = &told["status"]["network"];
         let more = network["additionalIps"].as_array().into_iter().flatten();
         let all = std::iter::once(&network["ip"]).chain(more.map(|ip| &ip["ip"]));
-        all.filter_map(Value::as_str)
-            .filter(|ip| !ip.is_empty())
-            .map(|ip| ip.parse().expect("an address"))
-            .collect()
+        let all = all.filter_map(Value::as_str).filter(|ip| !ip.is_empty());
+        all.map(|ip| ip.parse().expect("an address")).collect()
     }
 
     /// The pod's address of IP version 4.
@@ -184,8 +192,16 @@ impl<'n> Pod<'n> {
     /// What `crictl inspectp` says.
     #[track_caller]
     pub fn inspect(&self) -> Value {
-        serde_json::from_str(&self.node.crictl(&["inspectp", "--output", "json", &self.id]))
-            .expect("crictl prints JSON")
+        match self.try_inspect() {
+            Ok(told) => told,
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    /// What `crictl inspectp` says, or the error.
+    pub fn try_inspect(&self) -> Result<Value, String> {
+        let told = try_run(&mut self.node.crictl_command(&["inspectp", "--output", "json", &self.id]))?;
+        Ok(serde_json::from_str(&told).expect("crictl prints JSON"))
     }
 
     /// `SANDBOX_READY` or `SANDBOX_NOTREADY`.

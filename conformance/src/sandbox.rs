@@ -14,6 +14,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::unistd::Pid;
+
 /// `$1` is the directory of the node.
 const SETUP: &str = r"
 set -eu
@@ -104,6 +106,23 @@ impl Sandbox {
         pids.filter_map(|pid: u32| {
             let line = fs::read(self.path(format!("/proc/{pid}/cmdline"))).ok()?;
             Some((pid, String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned()))
+        })
+        .collect()
+    }
+}
+
+impl Sandbox {
+    /// The processes of the node but the first, as the test sees them.
+    pub(crate) fn processes_outside(&self) -> Vec<(Pid, String)> {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(self.init).expect("the node has a first process");
+        let entries = fs::read_dir("/proc").expect("list /proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pids = pids.filter(|pid| *pid != self.init && namespace(*pid).as_ref() == Some(&own));
+        pids.filter_map(|pid: u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
+            Some((Pid::from_raw(i32::try_from(pid).ok()?), line))
         })
         .collect()
     }

@@ -1,5 +1,7 @@
 //! What a round consists of: a fixed set of episodes in an order that follows from the seed.
 
+use weft_conformance::Dice;
+
 /// An episode in the life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Card {
@@ -52,21 +54,4 @@ pub(crate) fn deck(dice: &mut Dice) -> Vec<Card> {
         cards.swap(last, dice.below(last + 1));
     }
     cards
-}
-
-/// SplitMix64: the same seed gives the same numbers, on every machine.
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new(seed: u64, round: u64) -> Self {
-        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ round)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
-    }
 }

@@ -4,9 +4,9 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weft_conformance::{Container, ContainerSpec, Pod, PodSpec, image};
+use weft_conformance::{Container, ContainerSpec, Dice, Pod, PodSpec, image};
 
-use crate::deck::{Card, Dice};
+use crate::deck::Card;
 use crate::outage::{End, refused};
 use crate::{Arm, holds_soon};
 

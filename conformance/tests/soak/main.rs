@@ -20,10 +20,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use weft_conformance::{Container, ContainerSpec, Node, PodSpec, Subject, image};
+use weft_conformance::{Container, ContainerSpec, Dice, Node, PodSpec, Subject, image};
 
 use census::Census;
-use deck::{Dice, deck};
+use deck::deck;
 use episode::Worker;
 use outage::Outage;
 use tally::Tally;

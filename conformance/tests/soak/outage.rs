@@ -7,10 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use weft_conformance::{Node, try_run};
+use weft_conformance::{Dice, Node, try_run};
 
 use crate::Arm;
-use crate::deck::Dice;
 
 /// Odd while containerd is away, even while it is there.
 #[derive(Default)]
