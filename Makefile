@@ -26,8 +26,8 @@ INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' CNI_BIN_DIR='$(CNI_BIN_DIR)' C
   packaging/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak lint fmt bench install uninstall \
-  packages clean
+.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak kill-campaign lint fmt bench \
+  install uninstall packages clean
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -74,6 +74,11 @@ test: build tools lint ## all tests, as root, on the real kernel and the real co
 soak: build tools ## pods made, used, killed and removed for 30 minutes, beside the reference; of this `make test` does 3
 	WEFT_SOAK_SECONDS=$${WEFT_SOAK_SECONDS:-1800} WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test -p weft-conformance --test soak -- --nocapture
+
+kill-campaign: build tools ## 2,000 pods made and removed while weft and containerd are killed; of this `make test` does 100
+	WEFT_CAMPAIGN_PODS=$${WEFT_CAMPAIGN_PODS:-200} WEFT_CAMPAIGN_ROUNDS=$${WEFT_CAMPAIGN_ROUNDS:-10} \
+	  WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
+	  cargo test -p weft-conformance --test campaign -- --nocapture
 
 test-versions: build tools ## a pod's life under every containerd that is maintained, from 1.7 on; of these `make test` does three
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo test -p weft-conformance --test versions -- --include-ignored
