@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Output, Stdio};
+use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_conformance::{Dice, run, try_run};
@@ -12,8 +13,8 @@ use weft_conformance::{Dice, run, try_run};
 use crate::observer::Living;
 use crate::{Campaign, Wish, conflist};
 
-/// No call of the plugin that is not killed takes longer, on a machine that is not busy.
-const CALL_US: usize = 20_000;
+/// In thousandths of what a call takes: some kills come too late.
+const INSTANTS: usize = 1200;
 
 /// What came of a call.
 enum Answer {
@@ -105,10 +106,12 @@ impl Campaign<'_> {
     /// Calls the plugin; `one_in` says how many calls there are to one that is killed, 0 for none.
     fn call(&self, verb: &str, wish: &Wish, of_cri: bool, dice: &mut Dice, one_in: usize) -> Answer {
         let plugin = self.node.dir().join("cni/bin/weft");
-        let (is_killed, instant) = (one_in > 0 && dice.below(one_in) == 0, dice.below(CALL_US));
+        let (is_killed, instant) = (one_in > 0 && dice.below(one_in) == 0, dice.below(INSTANTS) as u64);
         let mut command = if is_killed {
+            let instant = self.call_us.load(Ordering::Relaxed) * instant / 1000;
+            let instant = Duration::from_micros(instant.max(1)).as_secs_f64();
             let mut timeout = self.node.command("timeout");
-            timeout.args(["-s", "KILL", &format!("0.{:06}", instant + 1)]).arg(plugin);
+            timeout.args(["-s", "KILL", &format!("{instant:.6}")]).arg(plugin);
             timeout
         } else {
             self.node.command(plugin)
@@ -122,6 +125,7 @@ impl Campaign<'_> {
         if of_cri {
             command.env("CNI_ARGS", format!("K8S_POD_INFRA_CONTAINER_ID={}", wish.name));
         }
+        let started = Instant::now();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -130,7 +134,13 @@ impl Campaign<'_> {
             .expect("run nsenter(1)");
         // One that is killed does not read it.
         drop(child.stdin.take().map(|mut stdin| stdin.write_all(configuration(wish).to_string().as_bytes())));
-        answer(&child.wait_with_output().expect("wait for a child"))
+        let answer = answer(&child.wait_with_output().expect("wait for a child"));
+        if let (Answer::Done(_), Ok(took)) = (&answer, u64::try_from(started.elapsed().as_micros())) {
+            // The last ones count most: the machine is more or less busy.
+            let before = self.call_us.load(Ordering::Relaxed);
+            self.call_us.store((3 * before + took) / 4, Ordering::Relaxed);
+        }
+        answer
     }
 }
 

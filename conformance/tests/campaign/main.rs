@@ -24,13 +24,13 @@ use std::env;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weft_conformance::{Dice, Node, NodeSpec, Subject, run, wait_until, weft_conflist};
+use weft_conformance::{Dice, Node, NodeSpec, Subject, run, try_run, wait_until, weft_conflist};
 
 use killer::Killer;
 use observer::Register;
@@ -53,6 +53,8 @@ struct Campaign<'n> {
     tally: Tally,
     /// Pods of the round.
     begun: AtomicUsize,
+    /// What a call of the plugin takes, in microseconds.
+    call_us: AtomicU64,
 }
 
 /// What a pod is to be.
@@ -95,6 +97,7 @@ fn kills_leak_nothing_and_harm_nobody_else() {
         outage: Outage::default(),
         tally: Tally::default(),
         begun: AtomicUsize::new(0),
+        call_us: AtomicU64::new(10_000),
     };
     let residents = Residents::start(&node, &campaign.register);
     residents.pods().iter().for_each(|pod| campaign.outage.knows(pod.id(), Some(pod.netns().to_owned())));
@@ -228,6 +231,8 @@ impl Campaign<'_> {
         if entries != residents.addresses() {
             left.push(format!("{entries} map entries, want {}", residents.addresses()));
         }
+        // Leases, records and map entries tell the same.
+        left.extend(try_run(self.node.command("weft").args(["ipam", "check"])).err());
         left
     }
 }
