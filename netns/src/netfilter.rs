@@ -56,6 +56,11 @@ impl NetlinkDeserializable for Raw {
 }
 
 impl Raw {
+    /// Whose tables it speaks of: `NFPROTO_*`.
+    pub(crate) fn family(&self) -> u8 {
+        self.bytes.first().copied().unwrap_or_default()
+    }
+
     /// What is behind `struct nfgenmsg`.
     pub(crate) fn attributes(&self) -> &[u8] {
         self.bytes.get(4..).unwrap_or_default()

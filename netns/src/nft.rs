@@ -1,6 +1,7 @@
 //! nftables tables of family `inet`, which holds IPv4 and IPv6: changed by transactions, looked up, listed.
 
 mod batch;
+mod closed;
 mod expr;
 mod loss;
 mod set;

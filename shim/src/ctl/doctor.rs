@@ -73,7 +73,7 @@ pub(super) async fn run(
 ) -> Result<(), Error> {
     let mut findings = kernel::look(config).await;
     findings.extend(data_path::look(config));
-    findings.extend(state::look(config));
+    findings.extend(state::look(config).await);
     let (dirs, more) = containerd::look(args);
     findings.extend(more);
     findings.extend(cni::look(config, &dirs.conf));

@@ -282,6 +282,32 @@ fn the_doctor_asks_the_real_containerd() {
 }
 
 #[test]
+fn the_doctor_sees_a_closed_node_and_a_pod_that_was_changed() {
+    let node = two_pods();
+    let installed = Installed::on(&node);
+    let of = |check: &str| {
+        let found = findings(&installed.doctor("json"));
+        let (_, level, text) = found.iter().find(|finding| finding.0 == check).unwrap().clone();
+        (level, text)
+    };
+    let ok = |text: &str| ("ok".to_owned(), text.to_owned());
+    assert_eq!(of("firewall"), ok("no chain of nftables drops by its policy what is forwarded"));
+    assert_eq!(of("pods"), ok("2 networks of pods are as they were made"));
+    let closed = "table ip other {\n chain open {\n type filter hook forward priority 0\n }\n chain closed {\n type filter hook \
+                  forward priority 0; policy drop\n }\n chain in {\n type filter hook input priority 0; policy drop\n }\n}";
+    assert!(node.run(Command::new("nft").args(["-f", "-"]), closed).status.success());
+    let (level, text) = of("firewall");
+    assert_eq!(level, "warning");
+    assert!(text.ends_with("drop what they do not accept: ip other closed"), "{text}");
+    // What the reference plugin tuning does behind weft.
+    node.ip_in_pod("a", &["link", "set", "eth0", "address", "02:00:00:00:00:99"]);
+    let (level, text) = of("pods");
+    assert_eq!(level, "problem");
+    assert!(text.contains("pod default/web: address of link eth0: got 02:00:00:00:00:99, want"), "{text}");
+    remove(&node);
+}
+
+#[test]
 fn the_doctor_names_what_is_wrong_and_its_remedy() {
     let node = two_pods();
     let installed = Installed::on(&node);

@@ -70,7 +70,37 @@ fn of_conf(config: &Config, file: &str, conf: &Value) -> Vec<Finding> {
     };
     let subnets: Vec<String> = network.ranges.iter().map(|range| range.subnet().to_string()).collect();
     let found = format!("{file}: network {name}, {}", subnets.join(", "));
-    vec![Finding::ok(check, found), of_version(version), of_capabilities(&plugin["capabilities"])]
+    let behind = plugins.iter().skip_while(|plugin| plugin["type"] != TYPE).skip(1);
+    vec![
+        Finding::ok(check, found),
+        of_version(version),
+        of_capabilities(&plugin["capabilities"]),
+        of_chain(&behind.collect::<Vec<_>>()),
+    ]
+}
+
+/// What plugins behind weft would undo: a change of the MAC address takes the pod's neighbours along, and tells nobody.
+fn of_chain(behind: &[&Value]) -> Finding {
+    let check = "CNI chain";
+    let is = |name: &str| behind.iter().copied().find(|plugin| plugin["type"] == name);
+    let sets_mac = |tuning: &&Value| tuning["mac"].is_string() || tuning["capabilities"]["mac"] == true;
+    if is("tuning").is_some_and(|tuning| sets_mac(&tuning)) {
+        let remedy = "take `mac` from tuning, and give weft the capability `mac`: it sets the address itself";
+        return Finding::problem(
+            check,
+            "tuning behind weft sets MAC addresses: such pods have no network",
+            remedy,
+        );
+    }
+    if is("bandwidth").is_some() {
+        let remedy = "take it out: weft has the capability `bandwidth` and the same keys";
+        return Finding::warning(
+            check,
+            "bandwidth behind weft: packets between pods pass its limits by",
+            remedy,
+        );
+    }
+    Finding::ok(check, format!("{} plugins behind weft", behind.len()))
 }
 
 fn of_version(version: &str) -> Finding {
@@ -125,7 +155,18 @@ mod tests {
         let good = json!({ "cniVersion": "1.0.0", "name": "n", "plugins": [
             { "type": "weft", "ranges": [{ "subnet": "10.1.0.0/24" }], "capabilities": { "dns": true } } ] });
         let levels: Vec<Level> = found(&good).into_iter().map(|(level, _)| level).collect();
-        assert_eq!(levels, [Level::Ok, Level::Warning, Level::Warning]);
+        assert_eq!(levels, [Level::Ok, Level::Warning, Level::Warning, Level::Ok]);
+        for (behind, level) in [
+            (json!({ "type": "portmap", "capabilities": { "portMappings": true } }), Level::Ok),
+            (json!({ "type": "tuning", "sysctl": {} }), Level::Ok),
+            (json!({ "type": "tuning", "mac": "02:00:00:00:00:01" }), Level::Problem),
+            (json!({ "type": "tuning", "capabilities": { "mac": true } }), Level::Problem),
+            (json!({ "type": "bandwidth" }), Level::Warning),
+        ] {
+            let mut chained = good.clone();
+            chained["plugins"][1] = behind;
+            assert_eq!(found(&chained)[3].0, level, "{chained}");
+        }
         let mut foreign = good.clone();
         foreign["plugins"][0]["type"] = "bridge".into();
         assert!(found(&foreign)[0].1.contains("is not weft's"));

@@ -1,7 +1,7 @@
 //! The kernel: its version, and whether it makes what a pod is made of.
 
 use nix::sys::utsname::uname;
-use weft_netns::{Error, Mac, NetNs, Netlink, Veth, sysctl};
+use weft_netns::{Error, Mac, NetNs, Netfilter, Netlink, Veth, sysctl};
 
 use super::Finding;
 use crate::config::Config;
@@ -22,7 +22,30 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
         forwarding("ipv4 forwarding", "net/ipv4/ip_forward", used(true)),
         forwarding("ipv6 forwarding", "net/ipv6/conf/all/forwarding", used(false)),
         reverse_path(),
+        closed(),
     ]
+}
+
+/// Chains that drop what is forwarded drop what pods and the outside send each other; pods of the node keep reaching each other on
+/// the fast path.
+fn closed() -> Finding {
+    let check = "firewall";
+    let remedy = "accept there what comes from and goes to links weft*; or, for iptables, chain the plugin firewall behind weft";
+    match Netfilter::open().and_then(|netfilter| netfilter.closed_to_forwarding()) {
+        Ok(chains) if chains.is_empty() => {
+            Finding::ok(check, "no chain of nftables drops by its policy what is forwarded")
+        }
+        Ok(chains) => Finding::warning(
+            check,
+            format!("by their policy these drop what they do not accept: {}", chains.join(", ")),
+            remedy,
+        ),
+        Err(err) => Finding::problem(
+            check,
+            crate::error::chain(&err),
+            "run as root on a kernel with CONFIG_NF_TABLES",
+        ),
+    }
 }
 
 fn version() -> Finding {

@@ -7,12 +7,13 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::super::ipam;
 use super::Finding;
+use crate::cni::check;
 use crate::config::Config;
 use crate::error::chain;
 use crate::record::{HOST_LINK_PREFIX, Record, State};
 use crate::state::Ledger;
 
-pub(super) fn look(config: &Config) -> Vec<Finding> {
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let records = match Ledger::open(config).and_then(|ledger| ledger.records()) {
         Ok(records) => records,
@@ -26,7 +27,25 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
     findings.push(agreement(config));
     findings.push(unfinished(&records));
     findings.push(leftovers(&records));
+    findings.push(pods(config, &records).await);
     findings
+}
+
+/// Each attached pod's network, as CNI CHECK looks at it.
+async fn pods(config: &Config, records: &[Record]) -> Finding {
+    let check = "pods";
+    let (mut looked, mut harmed) = (0, Vec::new());
+    for record in records.iter().filter(|record| record.is_attached()) {
+        looked += 1;
+        if let Err(deviation) = check::whole(config, record).await {
+            harmed.push(format!("{record}: {}", chain(&deviation)));
+        }
+    }
+    if harmed.is_empty() {
+        return Finding::ok(check, format!("{looked} networks of pods are as they were made"));
+    }
+    let remedy = "weft reconcile frees dead pods and mends the table of host ports; any other pod gets its network back by a restart";
+    Finding::problem(check, harmed.join("; "), remedy)
 }
 
 fn store(config: &Config, records: &[Record]) -> Finding {
