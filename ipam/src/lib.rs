@@ -18,6 +18,7 @@ mod range;
 mod report;
 mod row;
 mod store;
+mod turn;
 
 pub use error::Error;
 pub use lease::{Lease, Owner};

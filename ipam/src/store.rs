@@ -12,11 +12,7 @@
 //! dying process, which LMDB goes by, before its flocks (`filp_close` and `__fput` in fs/): whoever gets the flock
 //! of a process that died finds LMDB's lock free too and rebuilds the file.
 //!
-//! **Writers queue at a lock of the kernel,** not at LMDB's mutex. That is robust against the death of its owner, but not against
-//! the death of a waiter that was just woken, while a third one, who came by, has it: the third one does not know
-//! that others wait, and wakes nobody (`handle_futex_death` in kernel/futex/core.c wakes only for a mutex that nobody has). Seen with
-//! processes that were killed at random: a writer slept for minutes at a mutex that was free. Whoever has the flock of
-//! `writers.lock` finds LMDB's mutex free, or its owner dead.
+//! **Writers queue** at a lock of the kernel: `turn.rs`.
 //!
 //! **Format.** Rows are drawn in `row.rs`. The meta row names the format and the boot: rows of another boot are
 //! wiped under the write lock, a newer format is refused and left alone.
@@ -27,7 +23,7 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use heed::types::Bytes;
@@ -37,6 +33,7 @@ use nix::fcntl::OFlag;
 use crate::error::Error;
 use crate::lease::{Lease, Owner};
 use crate::row::{META, Meta, Table, decode_leases};
+use crate::turn::{Turn, Writers};
 
 /// How long a freed address rests while there are others. By then kube-proxy and resolvers on other nodes have dropped
 /// the pod that had it, and what nobody answered has left conntrack there: a flow of UDP after 30 s, a connection that a
@@ -50,8 +47,6 @@ pub(crate) const MAP_SIZE: usize = 1 << 30;
 const MAX_READERS: u32 = 1024;
 /// The format that this program writes.
 const FORMAT: u16 = 1;
-/// Whoever has its flock may write; in the folder.
-const WRITERS: &str = "writers.lock";
 pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Leases and records of this boot.
@@ -69,33 +64,7 @@ pub struct Store {
 struct Environment {
     env: Env<WithoutTls>,
     rows: Rows,
-    /// [`WRITERS`]. Its flock is that of the file as it was opened here, so threads take turns before.
-    writers: Mutex<File>,
-}
-
-/// The right to write, until it is dropped.
-struct Turn<'s>(MutexGuard<'s, File>);
-
-impl<'s> Turn<'s> {
-    fn take(environment: &'s Environment) -> Result<Turn<'s>, Error> {
-        let file = environment.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match file.lock() {
-                Ok(()) => return Ok(Turn(file)),
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    return Err(Error::Folder { path: environment.env.path().join(WRITERS), source });
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let unlocked = self.0.unlock();
-        debug_assert!(unlocked.is_ok(), "a lock that is held can be given back (flock(2)): {unlocked:?}");
-    }
+    writers: Writers,
 }
 
 pub(crate) type Rows = Database<'static, Bytes, Bytes>;
@@ -168,7 +137,7 @@ impl Store {
     /// # Errors
     /// As of [`Store::read`].
     pub fn write(&self) -> Result<WriteTxn<'_>, Error> {
-        let turn = Turn::take(&self.environment)?;
+        let turn = self.environment.writers.turn()?;
         let mut txn = self.environment.env.write_txn().map_err(failed("begin a transaction"))?;
         if !self.is_current(&txn)? {
             self.rows().clear(&mut txn).map_err(failed("wipe the rows of another boot"))?;
@@ -240,11 +209,7 @@ fn environment(path: &Path, folder: &File) -> Result<Arc<Environment>, Error> {
     // Readers that were killed would keep the pages of their snapshot from being used again.
     env.clear_stale_readers().map_err(failed)?;
     let rows = unnamed(&env).map_err(failed)?;
-    let mut options = OpenOptions::new();
-    let writers = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let writers =
-        writers.open(path.join(WRITERS)).map_err(|source| Error::Folder { path: path.into(), source })?;
-    let environment = Arc::new(Environment { env, rows, writers: Mutex::new(writers) });
+    let environment = Arc::new(Environment { env, rows, writers: Writers::open(path)? });
     open.push(Arc::downgrade(&environment));
     Ok(environment)
 }

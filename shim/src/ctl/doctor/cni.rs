@@ -164,7 +164,7 @@ mod tests {
             (json!({ "type": "bandwidth" }), Level::Warning),
         ] {
             let mut chained = good.clone();
-            chained["plugins"][1] = behind;
+            chained["plugins"].as_array_mut().unwrap().push(behind);
             assert_eq!(found(&chained)[3].0, level, "{chained}");
         }
         let mut foreign = good.clone();
