@@ -25,8 +25,8 @@ use crate::state::Ledger;
 use element::Placed;
 pub(crate) use element::ends;
 pub(crate) use masquerade::masquerade;
-pub(crate) use ports::{Published, Table, is_absent, lacking, refuse_unservable};
-pub(crate) use repair::{is_as_recorded, repair};
+pub(crate) use ports::{Published, Table, is_absent, refuse_unservable};
+pub(crate) use repair::{is_as_recorded, lost, repair};
 pub(crate) use ruleset::TABLE;
 pub(crate) use watch::keep;
 

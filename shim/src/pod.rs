@@ -47,6 +47,8 @@ pub(crate) struct Network {
     pub(crate) masquerade: Option<bool>,
     /// Destinations outside that see the pods' addresses all the same.
     pub(crate) masquerade_except: Vec<IpNet>,
+    /// What pods reach; everything if there are none.
+    pub(crate) routes: Vec<IpNet>,
 }
 
 /// What is to be attached.

@@ -41,19 +41,23 @@ pub(crate) fn pod_routes(record: &Record, gateway: IpAddr, index: u32) -> Vec<Ro
 
 /// What a new interface is for. `eth0` has the default route, for its addresses are the pod's to Kubernetes, and runtimes
 /// may attach several networks at once. Any other reaches the ranges of its network, and everything if nothing else of the
-/// pod does.
+/// pod does. A configuration that names routes means these instead of everything.
 pub(crate) async fn destinations(request: &Request, netns: &NetNs) -> Result<Vec<IpNet>, Error> {
+    let routes = &request.network.routes;
+    let used = |ipv4| request.network.ranges.iter().any(|range| range.subnet().addr().is_ipv4() == ipv4);
     if request.owner.interface() == asked::INTERFACE {
-        return Ok(Vec::new());
+        let all = [true, false].into_iter().all(|ipv4| !used(ipv4) || routes.contains(&everything(ipv4)));
+        return Ok(if all { Vec::new() } else { routes.clone() });
     }
     let failed = kernel("look for the pod's default route");
     let inside = Netlink::open_in(netns).map_err(&failed)?;
     let mut nets: Vec<IpNet> = request.network.ranges.iter().map(Range::subnet).collect();
+    nets.extend(routes);
     nets.sort_unstable();
     nets.dedup();
     for ipv4 in [true, false] {
-        let has_family = nets.iter().any(|net| net.addr().is_ipv4() == ipv4);
-        if has_family && inside.default_route(ipv4).await.map_err(&failed)?.is_none() {
+        let wanted = used(ipv4) && routes.is_empty();
+        if wanted && inside.default_route(ipv4).await.map_err(&failed)?.is_none() {
             nets.push(everything(ipv4));
         }
     }

@@ -8,10 +8,9 @@ use weft_hooks::PodEntry;
 use weft_netns::{LinkName, NetNs, Netlink, Route};
 
 use crate::config::Config;
-use crate::fast_path;
-use crate::nat;
 use crate::record::{Names, Record};
 use crate::routes::{gateway, host_prefix, host_route, pod_routes};
+use crate::{fast_path, nat};
 
 /// What is not as it was made.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +23,8 @@ pub(crate) enum Deviation {
     Network { what: &'static str, source: weft_netns::Error },
     #[error("look at the fast path")]
     FastPath(#[source] weft_hooks::Error),
+    #[error("look at the host ports and the masquerade")]
+    Nat(#[source] Box<crate::pod::Error>),
 }
 
 fn looking(what: &'static str) -> impl Fn(weft_netns::Error) -> Deviation {
@@ -65,8 +66,8 @@ pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviat
         host_side(&host, host_index, *address, record).await?;
     }
     limits(&host, host_index, record).await?;
-    if let Some(lacking) = nat::lacking(record).map_err(looking("the table of host ports and masquerade"))? {
-        return Err(Deviation::Missing(lacking));
+    if let Some(lost) = nat::lost(record).map_err(|err| Deviation::Nat(Box::new(err)))? {
+        return Err(Deviation::Missing(lost));
     }
     if fast_path::is_hooked(record) { fast_path(config, record, host_index) } else { Ok(()) }
 }

@@ -21,7 +21,7 @@ use crate::pod::Network;
 use crate::record::{HostPort, Protocol};
 
 /// The versions that are spoken.
-pub(super) const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+pub(super) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The version of an answer to a question whose version is not known.
 pub(super) const LATEST: &str = "1.1.0";
 /// What a configuration without `cniVersion` is (specification 0.1).
@@ -36,6 +36,7 @@ pub(super) struct Conf {
     mtu: Option<u32>,
     masquerade: Option<bool>,
     masquerade_except: Option<Vec<IpNet>>,
+    routes: Vec<IpNet>,
     pub(super) dns: Dns,
     bandwidth: Stated,
     runtime: RuntimeConfig,
@@ -57,6 +58,8 @@ struct Raw {
     masquerade: Option<bool>,
     #[serde(rename = "masqueradeExcept")]
     masquerade_except: Option<Vec<IpNet>>,
+    #[serde(default, deserialize_with = "list")]
+    routes: Vec<Destination>,
     #[serde(default)]
     dns: Dns,
     #[serde(rename = "runtimeConfig")]
@@ -66,6 +69,12 @@ struct Raw {
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments", alias = "cni.dev/attachments")]
     valid_attachments: Option<Vec<Attachment>>,
+}
+
+/// A route of the pod as a result has it; the way is always the pod's gateway.
+#[derive(Debug, Deserialize)]
+struct Destination {
+    dst: IpNet,
 }
 
 /// Name resolution, passed on to the result.
@@ -192,6 +201,7 @@ impl Conf {
             mtu: raw.mtu,
             masquerade: raw.masquerade,
             masquerade_except: raw.masquerade_except,
+            routes: raw.routes.iter().map(|route| route.dst.trunc()).collect(),
             dns: raw.dns,
             bandwidth,
             runtime: raw.runtime.unwrap_or_default(),
@@ -212,7 +222,8 @@ impl Conf {
         if let Some(except) = &self.masquerade_except {
             network.masquerade_except.clone_from(except);
         }
-        crate::cni::network(&self.name, &network)
+        let network = crate::cni::network(&self.name, &network)?;
+        Ok(Network { routes: self.routes.clone(), ..network })
     }
 
     /// The host ports that are asked for, each once.
@@ -281,6 +292,7 @@ pub(crate) fn network(name: &str, network: &config::Network) -> Result<Network, 
         mtu: network.mtu,
         masquerade: network.masquerade,
         masquerade_except: network.masquerade_except.clone(),
+        routes: Vec::new(),
     })
 }
 

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use weft_ipam::Error as Lease;
 
 use super::check::Deviation;
+use super::conf::VERSIONS;
 use crate::asked;
 use crate::config;
 use crate::error::chain;
@@ -36,7 +37,7 @@ pub(crate) enum Failure {
     Input(#[source] io::Error),
     #[error("parse the network configuration")]
     Json(#[source] serde_json::Error),
-    #[error("cniVersion {found:?} is not supported, want one of 0.4.0, 1.0.0, 1.1.0")]
+    #[error("cniVersion {found:?} is not supported, want one of {}", VERSIONS.join(", "))]
     Version { found: String },
     #[error("{name} {problem}")]
     Variable { name: &'static str, problem: String },

@@ -1,4 +1,4 @@
-//! The result of ADD, and the answer to VERSION (CNI specification 1.1, section 5; 0.4.0 for the older shape).
+//! The result of ADD, and the answer to VERSION (CNI specification 1.1, section 5; 0.4.0 and 0.2.0 for the older shapes).
 
 use std::net::IpAddr;
 
@@ -15,7 +15,10 @@ pub(super) fn versions(asked: String) -> Value {
 
 /// The result for an attached interface: both ends, the addresses of the pod's end, and its routes.
 pub(super) fn of(record: &Record, conf: &Conf) -> Value {
-    let v0 = conf.version == "0.4.0";
+    if ["0.1.0", "0.2.0"].contains(&conf.version.as_str()) {
+        return oldest(record, conf);
+    }
+    let v0 = conf.version.starts_with('0');
     let ips: Vec<Value> = record.addresses.iter().map(|address| ip(*address, v0)).collect();
     let routes: Vec<Value> = record.addresses.iter().flat_map(|address| routes(record, address)).collect();
     let mut interfaces = vec![
@@ -34,7 +37,20 @@ pub(super) fn of(record: &Record, conf: &Conf) -> Value {
     })
 }
 
-/// `interface` is the index of the pod's end in `interfaces`; `version` exists in 0.4.0 only.
+/// Up to 0.2.0 a result has one address of each family, and no interfaces.
+fn oldest(record: &Record, conf: &Conf) -> Value {
+    let mut result = json!({ "cniVersion": conf.version, "dns": dns(conf.resolver()) });
+    for address in &record.addresses {
+        result[if address.is_ipv4() { "ip4" } else { "ip6" }] = json!({
+            "ip": format!("{address}/{}", host_prefix(*address)),
+            "gateway": gateway(address),
+            "routes": routes(record, address),
+        });
+    }
+    result
+}
+
+/// `interface` is the index of the pod's end in `interfaces`; `version` exists before 1.0.0 only.
 fn ip(address: IpAddr, v0: bool) -> Value {
     let mut ip = json!({
         "interface": 1,

@@ -6,7 +6,7 @@ use weft_netns::Netfilter;
 
 use super::{Error, TABLE, element, is_local, kernel};
 use crate::pod;
-use crate::record::{HostPort, Record};
+use crate::record::HostPort;
 
 /// Refuses a port at an address of a family that the pod has no address of: it would lead to nowhere, and nobody would know.
 /// `portmap` skips it in silence.
@@ -65,27 +65,6 @@ impl Table {
 /// Whether the port is at an address that the host does not have now, and so leads nothing anywhere.
 pub(crate) fn is_absent(port: &HostPort) -> bool {
     port.host_ip.is_some_and(|at| !at.is_unspecified() && !is_local(at))
-}
-
-/// What of a pod's host ports and masquerade the table lacks, or leads elsewhere: the first, if there is any.
-///
-/// # Errors
-/// The kernel's.
-pub(crate) fn lacking(record: &Record) -> Result<Option<String>, weft_netns::Error> {
-    let own = element::own(record);
-    if own.is_empty() {
-        return Ok(None);
-    }
-    let netfilter = Netfilter::open()?;
-    for placed in own {
-        if netfilter.element(TABLE, placed.set, &placed.element)?.as_ref() != Some(&placed.element) {
-            let what = placed
-                .port
-                .map_or_else(|| "an address of the pod".to_owned(), |port| format!("host port {port}"));
-            return Ok(Some(format!("{what} in set {} of the table inet {TABLE}", placed.set)));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

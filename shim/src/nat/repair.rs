@@ -133,13 +133,45 @@ fn shape(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns:
     Ok(if has_rules(netfilter, &attached)? { shape } else { Shape::Damaged })
 }
 
+/// What of a pod's host ports and masquerade is not in the table, in words; the rules first, without which no element counts.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn lost(record: &Record) -> Result<Option<String>, pod::Error> {
+    let own = element::own(record);
+    if own.is_empty() {
+        return Ok(None);
+    }
+    let step = "look at the table inet weft";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let there = netfilter.rules(TABLE).map_err(kernel(step))?;
+    let mut wanted = rules_for(std::slice::from_ref(record)).into_iter();
+    if let Some((chain, _)) = wanted.find(|(chain, rules)| there.get(chain) != Some(rules)) {
+        return Ok(Some(format!("a rule of chain {chain} in the table inet {TABLE}")));
+    }
+    for placed in own {
+        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
+        if there.as_ref() != Some(&placed.element) {
+            let what = placed.port.map_or_else(|| "the pod".to_owned(), |port| format!("host port {port}"));
+            return Ok(Some(format!("{what} in set {} of the table inet {TABLE}", placed.set)));
+        }
+    }
+    Ok(None)
+}
+
+/// How many rules each chain has in a table that is made for these records.
+fn rules_for(records: &[Record]) -> BTreeMap<String, usize> {
+    let mut rules = BTreeMap::new();
+    ruleset::rules().into_iter().for_each(|(chain, _)| *rules.entry(chain.to_owned()).or_default() += 1);
+    rules.extend(hiding(records).into_iter().map(|(chain, rules)| (chain, rules.len())));
+    rules
+}
+
 /// Whether the rules are those that a table is made with. A chain that hid pods stays when they have gone, until the table is made
 /// anew for something else.
 fn has_rules(netfilter: &Netfilter, attached: &[Record]) -> Result<bool, weft_netns::Error> {
     let there = netfilter.rules(TABLE)?;
-    let mut made: BTreeMap<String, usize> = BTreeMap::new();
-    ruleset::rules().into_iter().for_each(|(chain, _)| *made.entry(chain.to_owned()).or_default() += 1);
-    made.extend(hiding(attached).into_iter().map(|(chain, rules)| (chain, rules.len())));
+    let made = rules_for(attached);
     let is_known = |chain: &String| made.contains_key(chain) || chain.starts_with(element::HIDING);
     Ok(made.iter().all(|(chain, rules)| there.get(chain) == Some(rules)) && there.keys().all(is_known))
 }

@@ -75,21 +75,88 @@ fn the_kernel_has_what_the_result_says() {
 #[test]
 fn every_spoken_version_gets_its_own_shape() {
     let node = Node::new();
-    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = format!("p{version}");
         node.pod(&pod);
         let mut conf = conf();
         conf["cniVersion"] = version.into();
         let result = node.cni("ADD", &pod, &conf).json;
         assert_eq!(result["cniVersion"], version);
-        let family = if version == "0.4.0" { json!(["4", "6"]) } else { json!([null, null]) };
+        let family = if version.starts_with('0') { json!(["4", "6"]) } else { json!([null, null]) };
         assert_eq!(json!([result["ips"][0]["version"], result["ips"][1]["version"]]), family, "{version}");
         conf["prevResult"] = result;
         assert_eq!(node.cni("CHECK", &pod, &conf).json, Value::Null, "{version}");
         assert!(node.cni("DEL", &pod, &conf).status.success());
     }
     let versions = node.cni_with("VERSION", "", r#"{"cniVersion":"1.0.0"}"#, |_| {}).json;
-    assert_eq!(versions, json!({ "cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"] }));
+    let all = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    assert_eq!(versions, json!({ "cniVersion": "1.0.0", "supportedVersions": all }));
+    node.assert_empty();
+}
+
+/// What has no version is of 0.1.0.
+#[test]
+fn the_oldest_versions_have_an_address_of_each_family() {
+    let node = Node::new();
+    for (version, stated) in [("0.1.0", json!("0.1.0")), ("0.1.0", Value::Null), ("0.2.0", json!("0.2.0"))] {
+        let mut conf = conf();
+        conf["cniVersion"] = stated;
+        node.pod("old");
+        let answer = node.cni("ADD", "old", &conf);
+        assert!(answer.status.success(), "{}", answer.json);
+        let family = |ip: &str, gateway: &str, all: &str| {
+            let routes = json!([{ "dst": all, "gw": gateway }]);
+            json!({ "ip": ip, "gateway": gateway, "routes": routes })
+        };
+        let ip = |key: &str| answer.json[key]["ip"].as_str().unwrap().to_owned();
+        assert_eq!(
+            answer.json,
+            json!({
+                "cniVersion": version, "dns": {},
+                "ip4": family(&ip("ip4"), "169.254.1.1", "0.0.0.0/0"), "ip6": family(&ip("ip6"), "fe80::1", "::/0"),
+            })
+        );
+        assert!(ip("ip4").starts_with("10.88.0.") && ip("ip6").ends_with("/128"), "{}", answer.json);
+        assert!(node.cni("DEL", "old", &conf).status.success());
+        node.remove_pod("old");
+    }
+    node.assert_empty();
+}
+
+#[test]
+fn routes_of_the_configuration_take_the_place_of_the_default_route() {
+    let node = Node::new();
+    for (routes, told) in [
+        (
+            json!([{ "dst": "192.0.2.0/24" }, { "dst": "2001:db8::1/64", "gw": "fd00:88::1" }]),
+            ["192.0.2.0/24", "2001:db8::/64"],
+        ),
+        (json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }, { "dst": "10.0.0.0/8" }]), ["0.0.0.0/0", "::/0"]),
+        (json!([]), ["0.0.0.0/0", "::/0"]),
+        (Value::Null, ["0.0.0.0/0", "::/0"]),
+    ] {
+        let mut conf = conf();
+        conf["routes"] = routes;
+        node.pod("a");
+        let result = node.cni("ADD", "a", &conf).json;
+        let destinations: Vec<_> =
+            result["routes"].as_array().unwrap().iter().map(|route| &route["dst"]).collect();
+        assert_eq!(destinations, told);
+        for (family, destination) in [("-4", told[0]), ("-6", told[1])] {
+            let shown = if destination.ends_with("/0") { "default" } else { destination };
+            let routes = node.ip_in_pod("a", &[family, "route", "show", "exact", destination]);
+            assert_eq!(routes[0]["dst"], shown, "{routes}");
+        }
+        assert!(pings(&node.pod_ns("a"), "192.0.2.10") && pings(&node.pod_ns("a"), "2001:db8::10"));
+        let elsewhere =
+            run_in(&node.pod_ns("a"), Command::new("ip").args(["route", "get", "198.51.100.1"]), "");
+        assert_eq!(elsewhere.status.success(), told[0] == "0.0.0.0/0");
+        assert!(pings(&node.host, result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32")));
+        conf["prevResult"] = result;
+        assert_eq!(node.cni("CHECK", "a", &conf).json, Value::Null);
+        assert!(node.cni("DEL", "a", &conf).status.success());
+        node.remove_pod("a");
+    }
     node.assert_empty();
 }
 
@@ -255,7 +322,6 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
     let cases: &[Case] = &[
         ("broken json", "{".into(), &[], 6, "parse the network configuration: EOF"),
         ("a missing name", with("name", Value::Null), &[], 7, "name is missing"),
-        ("no version", with("cniVersion", Value::Null), &[], 1, "\"0.1.0\" is not supported"),
         ("an unknown version", with("cniVersion", json!("9.9.9")), &[], 1, "\"9.9.9\" is not supported"),
         ("no ranges", with("ranges", json!([])), &[], 7, "no [network.test]"),
         (

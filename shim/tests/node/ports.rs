@@ -408,6 +408,35 @@ fn reconcile_repairs_the_table_and_tells_of_it() {
 }
 
 #[test]
+fn check_finds_ports_and_masquerade_that_were_taken_away() {
+    let node = Node::new();
+    let mut conf = with_ports(json!([port("tcp", 8080, 80)]));
+    conf["prevResult"] = add(&node, "a", &conf).json;
+    let nft = |line: &str| {
+        assert!(node.run(Command::new("nft").args(line.split(' ')), "").status.success(), "{line}");
+    };
+    for (harm, lost) in [
+        (
+            "delete element inet weft ports4 { tcp . 8080 }",
+            "host port 8080/tcp in set ports4 of the table inet weft",
+        ),
+        ("flush map inet weft masquerade6", "the pod in set masquerade6 of the table inet weft"),
+        ("flush chain inet weft ports", "a rule of chain ports in the table inet weft"),
+        ("delete table inet weft", "a rule of chain guard in the table inet weft"),
+    ] {
+        assert_eq!(node.cni("CHECK", "a", &conf).json, Value::Null, "before {harm}");
+        nft(harm);
+        let (code, text) = node.cni("CHECK", "a", &conf).error();
+        assert_eq!(
+            (code, text),
+            (103, format!("the pod's network is not as it was made: {lost} is missing"))
+        );
+        assert_eq!(node.weft(&["reconcile", "-o", "json"])["nat_repaired"], true);
+    }
+    del(&node, &["a"]);
+}
+
+#[test]
 fn elements_without_a_record_give_way() {
     let node = Node::new();
     let conf = with_ports(json!([port("tcp", 8080, 80)]));
@@ -470,4 +499,69 @@ fn eight_at_a_time_with_ports_while_the_table_is_flushed() {
     assert_eq!((elements(&node, "ports4"), elements(&node, "masquerade4")), (24, 25));
     let names: Vec<&str> = names.iter().map(String::as_str).chain(["last"]).collect();
     del(&node, &names);
+}
+
+/// Calls to the kernel by which messages go and come, and their bytes, while the plugin does `verb`.
+fn messages(node: &Node, verb: &str, name: &str, conf: &Value) -> (usize, usize) {
+    let trace = node.dir.path().join("trace");
+    let mut strace = node.command("strace");
+    strace.args(["-f", "-qq", "-s", "0", "-e", "trace=sendto,recvfrom,sendmsg,recvmsg", "-o"]).arg(&trace);
+    strace.arg(env!("CARGO_BIN_EXE_weft-cni"));
+    strace
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", name)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", "/");
+    strace.env("CNI_NETNS", node.dir.path().join(format!("netns-{name}")));
+    let output = node.run(&mut strace, &conf.to_string());
+    assert!(output.status.success(), "{verb} {name}: {}", String::from_utf8_lossy(&output.stdout));
+    let text = std::fs::read_to_string(trace).unwrap();
+    let lengths = text.lines().filter_map(|line| line.rsplit_once(" = ")?.1.parse::<usize>().ok());
+    lengths.fold((0, 0), |(calls, bytes), length| (calls + 1, bytes + length))
+}
+
+/// How long the plugin takes, without a witness.
+fn took(node: &Node, verb: &str, name: &str, conf: &Value) -> Duration {
+    let started = Instant::now();
+    assert!(node.cni(verb, name, conf).status.success(), "{verb} {name}");
+    started.elapsed()
+}
+
+/// Counted, not timed: as many messages of as many bytes, there and back. The time is printed.
+#[test]
+fn ten_thousand_ports_cost_what_ten_cost() {
+    let nodes = [10, 10_000].map(|count| {
+        let node = Node::new();
+        let ports: Vec<Value> = (0..count).map(|number| port("tcp", 10_000 + number, 80)).collect();
+        add(&node, "many", &with_ports(json!(ports)));
+        assert_eq!(elements(&node, "ports4"), usize::from(count));
+        node.pod("one");
+        node
+    });
+    let one = with_ports(json!([port("tcp", 9999, 99), port("udp", 9999, 99)]));
+    for verb in ["ADD", "DEL"] {
+        let [few, many] = nodes.each_ref().map(|node| messages(node, verb, "one", &one));
+        assert!(few.0 > 10 && few.1 > 1000, "{few:?} messages were seen");
+        // The kernel puts as much into one answer as there is when it is read.
+        assert!(many.0.abs_diff(few.0) <= few.0 / 10, "{verb}: {few:?} and {many:?} messages and bytes");
+        assert!(many.1.abs_diff(few.1) <= few.1 / 50, "{verb}: {few:?} and {many:?} messages and bytes");
+        println!("{verb} among 10 and 10,000 host ports: {few:?} and {many:?} messages and bytes");
+    }
+    let mut times: [[Vec<Duration>; 2]; 2] = Default::default();
+    for _ in 0..9 {
+        for (node, times) in nodes.iter().zip(&mut times) {
+            times[0].push(took(node, "ADD", "one", &one));
+            times[1].push(took(node, "DEL", "one", &one));
+        }
+    }
+    for (operation, verb) in ["ADD", "DEL"].into_iter().enumerate() {
+        let [few, many] = times.each_mut().map(|times| {
+            times[operation].sort();
+            times[operation][4].as_secs_f64() * 1e3
+        });
+        println!("{verb} among 10 and 10,000 host ports: {few:.2} and {many:.2} ms, ratio {:.2}", many / few);
+    }
+    for node in nodes {
+        del(&node, &["many", "one"]);
+    }
 }
