@@ -26,11 +26,11 @@ INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' CNI_BIN_DIR='$(CNI_BIN_DIR)' C
   packaging/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak kill-campaign lint fmt bench \
-  install uninstall packages clean
+.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak kill-campaign conformance-table \
+  lint fmt bench install uninstall packages clean
 
 help: ## print this
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 19
 
 owned:
 	@# Cargo tells the crates of two checkouts apart by the age of their files alone, and would run one's tests for the other.
@@ -87,6 +87,10 @@ test-kubernetes: build tools ## a real Kubernetes node whose pods weft runs; bui
 	@# One cluster at a time: each takes over half a gigabyte.
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) WEFT_KUBERNETES_DIR=$$(conformance/tools/kubernetes/build.sh) \
 	  cargo test -p weft-conformance --test kubernetes -- --ignored --test-threads=1
+
+conformance-table: build tools ## try every behaviour of the CNI reference plugins on them and on weft; writes docs/conformance.md
+	WEFT_CONFORMANCE=write WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
+	  cargo test -p weft-conformance --test reference -- --nocapture
 
 test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default) or 6.12, with cgroup v2, in a VM without KVM
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh $(or $(KERNEL),6.1)

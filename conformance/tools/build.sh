@@ -54,7 +54,7 @@ go build -trimpath -ldflags '-s -w' -o "$new/" \
 say "CNI plugins"
 go build -trimpath -ldflags '-s -w' -o "$new/cni/" \
     $plugins/main/bridge $plugins/main/ptp $plugins/main/loopback $plugins/ipam/host-local \
-    $plugins/meta/portmap $plugins/meta/bandwidth $plugins/meta/firewall >&2
+    $plugins/meta/portmap $plugins/meta/bandwidth $plugins/meta/firewall $plugins/meta/tuning $plugins/meta/sbr >&2
 say "critest, and ginkgo, which runs its specs in parallel"
 go build -trimpath -ldflags '-s -w' -o "$new/" github.com/onsi/ginkgo/v2/ginkgo >&2
 go test -c -trimpath -ldflags '-s -w' -o "$new/critest" sigs.k8s.io/cri-tools/cmd/critest >&2

@@ -14,6 +14,8 @@ tool (
 	github.com/containernetworking/plugins/plugins/meta/bandwidth
 	github.com/containernetworking/plugins/plugins/meta/firewall
 	github.com/containernetworking/plugins/plugins/meta/portmap
+	github.com/containernetworking/plugins/plugins/meta/sbr
+	github.com/containernetworking/plugins/plugins/meta/tuning
 	github.com/onsi/ginkgo/v2/ginkgo
 	github.com/opencontainers/runc
 	sigs.k8s.io/cri-tools/cmd/crictl

@@ -1,0 +1,135 @@
+//! What a behaviour wants of a pod's network, and how either subject is told.
+
+use serde_json::{Value, json};
+
+use crate::site::{Site, Subject};
+
+/// One pod's network as both subjects can be asked for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) version: &'static str,
+    pub(crate) network: &'static str,
+    pub(crate) interface: &'static str,
+    /// Sets of ranges: the pod gets an address of each. A range is `subnet`, `rangeStart`, `rangeEnd`, `gateway`.
+    pub(crate) sets: Value,
+    pub(crate) masquerade: bool,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) dns: Value,
+    pub(crate) routes: Value,
+    /// More keys of the first plugin, of the reference alone.
+    pub(crate) bridge: Value,
+    /// More keys of `portmap`, or of weft.
+    pub(crate) portmap: Value,
+    /// More keys of `bandwidth`, or of weft.
+    pub(crate) bandwidth: Value,
+    /// Capability arguments, for the plugins that say they have the capability.
+    pub(crate) runtime: Value,
+    /// `args.cni` of every plugin.
+    pub(crate) args: Value,
+    /// `CNI_ARGS`.
+    pub(crate) env: &'static str,
+    /// Plugins chained behind, the same for both.
+    pub(crate) behind: Vec<Value>,
+}
+
+impl Default for Wish {
+    fn default() -> Wish {
+        Wish {
+            version: "1.1.0",
+            network: "test",
+            interface: "eth0",
+            sets: json!([[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "fd00:88::/64" }]]),
+            masquerade: true,
+            mtu: None,
+            dns: Value::Null,
+            routes: Value::Null,
+            bridge: json!({}),
+            portmap: json!({}),
+            bandwidth: json!({}),
+            runtime: json!({}),
+            args: Value::Null,
+            env: "",
+            behind: Vec::new(),
+        }
+    }
+}
+
+impl Wish {
+    pub(crate) fn chain(&self, site: &Site) -> Vec<Value> {
+        let mut chain = match site.subject {
+            Subject::Weft => vec![self.weft()],
+            Subject::Reference => self.reference(site),
+        };
+        for plugin in &self.behind {
+            let mut plugin = plugin.clone();
+            if plugin["type"] == "tuning" {
+                plugin["dataDir"] = site.data("tuning").display().to_string().into();
+            }
+            chain.push(plugin);
+        }
+        chain
+    }
+
+    /// bridge and host-local, and portmap and bandwidth where there is something for them; firewall and tuning are chained
+    /// behind where they matter.
+    fn reference(&self, site: &Site) -> Vec<Value> {
+        let mut ipam =
+            json!({ "type": "host-local", "dataDir": site.data("host-local"), "ranges": self.sets });
+        let mut bridge = json!({
+            "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": self.masquerade, "hairpinMode": true,
+            "ipMasqBackend": "nftables", "capabilities": { "ips": true, "mac": true },
+        });
+        if !self.routes.is_null() {
+            ipam["routes"] = self.routes.clone();
+            bridge["isDefaultGateway"] = false.into();
+            bridge["isGateway"] = true.into();
+        }
+        bridge["ipam"] = ipam;
+        self.common(&mut bridge);
+        merge(&mut bridge, &self.bridge);
+        let mut chain = vec![bridge];
+        for (name, able, more, is_told) in [
+            ("portmap", "portMappings", &self.portmap, false),
+            ("bandwidth", "bandwidth", &self.bandwidth, self.bandwidth != json!({})),
+        ] {
+            if is_told || !self.runtime[able].is_null() {
+                let mut plugin =
+                    json!({ "type": name, "backend": "nftables", "capabilities": { able: true } });
+                merge(&mut plugin, more);
+                chain.push(plugin);
+            }
+        }
+        chain
+    }
+
+    fn weft(&self) -> Value {
+        let sets = self.sets.as_array().unwrap().iter();
+        let ranges: Vec<Value> = sets.flat_map(|set| set.as_array().unwrap().clone()).collect();
+        let mut weft = json!({
+            "type": "weft", "ranges": ranges, "ipMasq": self.masquerade,
+            "capabilities": { "ips": true, "mac": true, "portMappings": true, "bandwidth": true, "dns": true },
+        });
+        if !self.routes.is_null() {
+            weft["routes"] = self.routes.clone();
+        }
+        self.common(&mut weft);
+        merge(&mut weft, &self.portmap);
+        merge(&mut weft, &self.bandwidth);
+        weft
+    }
+
+    fn common(&self, conf: &mut Value) {
+        if let Some(mtu) = self.mtu {
+            conf["mtu"] = mtu.into();
+        }
+        if !self.dns.is_null() {
+            conf["dns"] = self.dns.clone();
+        }
+    }
+}
+
+fn merge(conf: &mut Value, more: &Value) {
+    for (key, value) in more.as_object().unwrap() {
+        conf[key] = value.clone();
+    }
+}
