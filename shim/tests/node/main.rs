@@ -26,4 +26,5 @@ mod ports;
 mod reconcile;
 mod reuse;
 mod router;
+mod sctp;
 mod serve;
