@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weft_conformance::{
-    Background, ContainerSpec, Node, NodeSpec, Pod, PodSpec, Subject, image, run, wait_until,
+    Background, ContainerSpec, Node, NodeSpec, Pod, PodSpec, Subject, image, run, wait_until, weft_conflist,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -354,5 +354,21 @@ fn a_pod_without_a_network_fails_with_the_plugins_own_words() {
         panic!("one address is not enough for two pods")
     };
     assert!(why.contains("network small has no free IPv4 address: 1 of 1 are leased"), "{why}");
+    node.finish();
+}
+
+/// Nobody calls weft after a plugin behind it; its shim looks before anything of the pod runs.
+#[test]
+fn a_mac_address_that_tuning_sets_behind_weft_is_the_pods() {
+    let mut conflist = weft_conflist();
+    let tuning = json!({ "type": "tuning", "mac": "02:00:00:00:00:42" });
+    conflist["plugins"].as_array_mut().expect("a list of plugins").push(tuning);
+    let node = Node::start_with(NodeSpec { conflist: Some(conflist), ..NodeSpec::new(Subject::Weft) });
+    let (a, b) = (node.run_pod(&PodSpec::new("a")), node.run_pod(&PodSpec::new("b")));
+    let links = run(a.command("ip").args(["link", "show", "eth0"]));
+    assert!(links.contains("02:00:00:00:00:42"), "{links}");
+    for address in [b.ipv4().to_string(), b.ipv6().to_string()] {
+        run(a.command("ping").args(["-n", "-c", "1", "-W", "2", &address]));
+    }
     node.finish();
 }

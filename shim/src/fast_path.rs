@@ -36,15 +36,26 @@ pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
 
 fn hook(config: &Config, record: &Record, names: &Names) -> Result<(), Error> {
     let mut fast_path = FastPath::open(&config.bpf_dir, &config.run_dir)?;
-    let entry = PodEntry {
+    let entry = entry(record, names);
+    // The entries first: a program without them takes all that the pod sends for spoofed.
+    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
+    fast_path.attach(&record.host_link)
+}
+
+fn entry(record: &Record, names: &Names) -> PodEntry {
+    PodEntry {
         ifindex: record.host_index,
         mac: names.mac.bytes(),
         host_mac: names.host_mac.bytes(),
         stack_only: !record.bandwidth.is_unlimited(),
-    };
-    // The entries first: a program without them takes all that the pod sends for spoofed.
-    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
-    fast_path.attach(&record.host_link)
+    }
+}
+
+/// Writes down other MAC addresses of a pod that is on the path already.
+pub(crate) fn rename(config: &Config, record: &Record, names: &Names) -> Result<(), Error> {
+    let Some(mut fast_path) = open(config)?.filter(|_| is_hooked(record)) else { return Ok(()) };
+    let entry = entry(record, names);
+    record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))
 }
 
 /// The programs, if there are any.

@@ -8,6 +8,7 @@
 //! The pod's end has a /32 and a /128; its gateways 169.254.1.1 and fe80::1 exist only as permanent neighbours, and
 //! the host's end knows the pod as one too: no ARP, no neighbour discovery, no duplicate address detection.
 
+pub(crate) mod adopt;
 mod links;
 
 use std::net::IpAddr;

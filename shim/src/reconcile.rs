@@ -54,6 +54,8 @@ pub(crate) struct Report {
     pub(crate) tombstones: Vec<Gone>,
     /// The table of host ports and masquerade was not as the records say.
     pub(crate) nat_repaired: bool,
+    /// Pods whose MAC address a plugin behind weft has changed, and that have their network again.
+    pub(crate) adopted: Vec<String>,
     /// What could not be looked at, or not be removed.
     pub(crate) failed: Vec<String>,
 }
@@ -236,7 +238,20 @@ impl<'a> Run<'a> {
             Doomed::All(why) => Some(why),
         };
         self.report.kept += usize::from(why.is_none());
+        if why.is_none() && network.is_none() {
+            self.adopt(record.clone()).await?;
+        }
         Ok(why.map(|why| (turn, record, why)))
+    }
+
+    /// A pod that lives, with the MAC address that it has.
+    async fn adopt(&mut self, mut record: Record) -> Result<(), Error> {
+        let changed = match self.report.dry_run {
+            true => pod::adopt::is_changed(&record).await?,
+            false => pod::adopt::adopt(self.config, &self.ledger, &mut record).await?,
+        };
+        self.report.adopted.extend(changed.then(|| record.to_string()));
+        Ok(())
     }
 
     async fn detach(&mut self, record: Record, why: &'static str) {

@@ -35,6 +35,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
+use crate::error::chain;
 use crate::pod::{self, DetachError, Links};
 use crate::reaper::{Child, Exit, Reaper};
 use crate::task::Tasks;
@@ -173,6 +174,17 @@ impl Sandbox {
         }
         *slot = Some(instance);
         Ok(())
+    }
+
+    /// The network is attached, by all plugins of the chain, and nothing of the pod runs. What fails here fails no pod: the next
+    /// reconcile does it.
+    async fn adopt_network(&self, netns: &str) {
+        if netns.is_empty() {
+            return;
+        }
+        if let Err(err) = pod::adopt::before_start(&self.config, &self.owner.id, netns.as_ref()).await {
+            log::warn!("look at the pod's network: {}", chain(&err));
+        }
     }
 
     /// Without `sandbox-init` no container can start in its namespaces: the sandbox has ended.

@@ -58,6 +58,8 @@ fn rows(report: &Report) -> Vec<[String; 4]> {
         .iter()
         .map(|link| row("foreign", link, "-", "it is of another store, or its record is lost: left alone"));
     let nat = report.nat_repaired.then(|| row("table", "inet weft", "-", "it was not as the records say"));
+    let adopted =
+        report.adopted.iter().map(|pod| row("changed", pod, "-", "its MAC address was set behind weft"));
     let tombstones = report.tombstones.iter().map(|one| gone("tombstone", one));
     let failed = report.failed.iter().map(|what| row("failed", "-", "-", what));
     freed
@@ -66,6 +68,7 @@ fn rows(report: &Report) -> Vec<[String; 4]> {
         .chain(counters)
         .chain(foreign)
         .chain(nat)
+        .chain(adopted)
         .chain(tombstones)
         .chain(failed)
         .collect()

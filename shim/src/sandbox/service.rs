@@ -89,6 +89,7 @@ impl sandbox_async::Sandbox for Server {
     ) -> Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
         memory::give_back_soon();
+        self.0.adopt_network(&request.netns_path).await;
         self.0.create(request).map_err(|err| reply(&err))?;
         Ok(CreateSandboxResponse::new())
     }

@@ -4,6 +4,7 @@
 #![cfg(feature = "failpoints")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod adopt;
 mod api;
 mod api_attach;
 mod api_ports;

@@ -79,18 +79,16 @@ fn of_conf(config: &Config, file: &str, conf: &Value) -> Vec<Finding> {
     ]
 }
 
-/// What plugins behind weft would undo: a change of the MAC address takes the pod's neighbours along, and tells nobody.
+/// What plugins behind weft would undo: a change of the MAC address takes the pod's neighbours along, and tells nobody. weft's shim
+/// mends it before anything of the pod runs; other runtimes' pods wait for a reconcile.
 fn of_chain(behind: &[&Value]) -> Finding {
     let check = "CNI chain";
     let is = |name: &str| behind.iter().copied().find(|plugin| plugin["type"] == name);
     let sets_mac = |tuning: &&Value| tuning["mac"].is_string() || tuning["capabilities"]["mac"] == true;
     if is("tuning").is_some_and(|tuning| sets_mac(&tuning)) {
         let remedy = "take `mac` from tuning, and give weft the capability `mac`: it sets the address itself";
-        return Finding::problem(
-            check,
-            "tuning behind weft sets MAC addresses: such pods have no network",
-            remedy,
-        );
+        let found = "tuning sets MAC addresses behind weft: pods of other runtimes have no network before the next reconcile";
+        return Finding::warning(check, found, remedy);
     }
     if is("bandwidth").is_some() {
         let remedy = "take it out: weft has the capability `bandwidth` and the same keys";
@@ -159,8 +157,8 @@ mod tests {
         for (behind, level) in [
             (json!({ "type": "portmap", "capabilities": { "portMappings": true } }), Level::Ok),
             (json!({ "type": "tuning", "sysctl": {} }), Level::Ok),
-            (json!({ "type": "tuning", "mac": "02:00:00:00:00:01" }), Level::Problem),
-            (json!({ "type": "tuning", "capabilities": { "mac": true } }), Level::Problem),
+            (json!({ "type": "tuning", "mac": "02:00:00:00:00:01" }), Level::Warning),
+            (json!({ "type": "tuning", "capabilities": { "mac": true } }), Level::Warning),
             (json!({ "type": "bandwidth" }), Level::Warning),
         ] {
             let mut chained = good.clone();

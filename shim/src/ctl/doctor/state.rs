@@ -44,7 +44,7 @@ async fn pods(config: &Config, records: &[Record]) -> Finding {
     if harmed.is_empty() {
         return Finding::ok(check, format!("{looked} networks of pods are as they were made"));
     }
-    let remedy = "weft reconcile frees dead pods and mends the table of host ports; any other pod gets its network back by a restart";
+    let remedy = "weft reconcile frees dead pods, and mends host ports and changed MAC addresses; any other pod gets its network back by a restart";
     Finding::problem(check, harmed.join("; "), remedy)
 }
 
