@@ -96,6 +96,7 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     both(ADDRESSES, "capability `ips`", addresses::the_capability_ips),
+    both(ADDRESSES, "capability `ipRanges`", addresses::the_capability_ip_ranges),
     both(ADDRESSES, "`args.cni.ips`", addresses::ips_of_args_cni),
     both(ADDRESSES, "`IP` in `CNI_ARGS`", addresses::ip_of_cni_args),
     both(
@@ -269,8 +270,8 @@ pub(crate) const ROWS: &[Row] = &[
         "`tuning`: a MAC address that the first plugin has not heard of",
         chained::tuning_mac,
         [
-            "weft sets MAC addresses itself (capability `mac`, `args.cni`, `CNI_ARGS`); its neighbours are permanent, and what is \
-         changed behind it is found by CHECK and `weft doctor`",
+            "not before weft's shim starts the pod, or the next reconcile: nobody calls weft after a plugin behind it; weft sets MAC \
+                 addresses itself (capability `mac`, `args.cni`, `CNI_ARGS`)",
             "host to 10.88.0.2",
         ],
     ),
@@ -279,7 +280,7 @@ pub(crate) const ROWS: &[Row] = &[
         "`tuning`: the MAC address that the first plugin has set, again, by the capability `mac`",
         chained::tuning_mac_by_capability,
         [
-            "as above: setting it again makes the kernel forget the pod's neighbours; leave `mac` to weft",
+            "as above: setting it again makes the kernel forget the pod's neighbours",
             "neighbour 169.254.1.1 in the pod is missing",
         ],
     ),

@@ -77,7 +77,7 @@ impl Wish {
             json!({ "type": "host-local", "dataDir": site.data("host-local"), "ranges": self.sets });
         let mut bridge = json!({
             "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": self.masquerade, "hairpinMode": true,
-            "ipMasqBackend": "nftables", "capabilities": { "ips": true, "mac": true },
+            "ipMasqBackend": "nftables", "capabilities": { "ips": true, "ipRanges": true, "mac": true },
         });
         if !self.routes.is_null() {
             ipam["routes"] = self.routes.clone();
@@ -107,7 +107,7 @@ impl Wish {
         let ranges: Vec<Value> = sets.flat_map(|set| set.as_array().unwrap().clone()).collect();
         let mut weft = json!({
             "type": "weft", "ranges": ranges, "ipMasq": self.masquerade,
-            "capabilities": { "ips": true, "mac": true, "portMappings": true, "bandwidth": true, "dns": true },
+            "capabilities": { "ips": true, "ipRanges": true, "mac": true, "portMappings": true, "bandwidth": true, "dns": true },
         });
         if !self.routes.is_null() {
             weft["routes"] = self.routes.clone();

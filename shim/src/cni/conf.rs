@@ -99,6 +99,9 @@ struct RuntimeConfig {
     dns: Option<Dns>,
     #[serde(default, deserialize_with = "list")]
     ips: Vec<String>,
+    /// Sets of ranges, before those of the configuration.
+    #[serde(default, rename = "ipRanges", deserialize_with = "list")]
+    ip_ranges: Vec<Vec<config::Range>>,
     mac: Option<String>,
     /// All of the pod's.
     #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
@@ -211,12 +214,15 @@ impl Conf {
         })
     }
 
-    /// The ranges of the configuration, else those of the node's configuration under the same name.
+    /// The ranges of the configuration, else those of the node's configuration under the same name; those that the runtime
+    /// names come first.
     pub(super) fn network(&self, config: &Config) -> Result<Network, Failure> {
         let mut network = config.network.get(&self.name).cloned().unwrap_or_default();
         if !self.ranges.is_empty() {
             network.ranges.clone_from(&self.ranges);
         }
+        let asked = self.runtime.ip_ranges.iter().flatten().cloned();
+        network.ranges = asked.chain(network.ranges).collect();
         network.mtu = self.mtu.or(network.mtu);
         network.masquerade = self.masquerade.or(network.masquerade);
         if let Some(except) = &self.masquerade_except {

@@ -61,6 +61,16 @@ pub(crate) fn the_capability_ips(site: &Site) {
     gets(site, &Wish { runtime, ..Wish::default() }, ["10.88.0.77", "fd00:88::77"]);
 }
 
+/// Ranges that the runtime names, as Kubernetes' of old named a node's.
+pub(crate) fn the_capability_ip_ranges(site: &Site) {
+    let ranges =
+        json!([[{ "subnet": "10.88.7.0/24", "rangeStart": "10.88.7.20" }], [{ "subnet": "fd00:88:7::/64" }]]);
+    let pod = site.add(&Wish { sets: json!([]), runtime: json!({ "ipRanges": ranges }), ..Wish::default() });
+    assert_eq!(pod.addresses(), ["10.88.7.20", "fd00:88:7::2"]);
+    assert!(pod.addresses().iter().all(|address| pings(&site.host, address)));
+    pod.del();
+}
+
 pub(crate) fn ips_of_args_cni(site: &Site) {
     let args = json!({ "ips": ["10.88.0.78", "fd00:88::78"] });
     gets(site, &Wish { args, ..Wish::default() }, ["10.88.0.78", "fd00:88::78"]);
