@@ -385,6 +385,18 @@ mod tests {
     }
 
     #[test]
+    fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
+        let conf = parse(
+            r#"{"cniVersion":"1.1.0","name":"n","ranges":[{"subnet":"10.1.0.0/24"}],"runtimeConfig":{
+                "ipRanges":[[{"subnet":"10.2.0.0/24","rangeStart":"10.2.0.9"}],[{"subnet":"fd00::/64"}]]}}"#,
+        )
+        .unwrap();
+        let ranges = conf.network(&Config::default()).unwrap().ranges;
+        let subnets: Vec<String> = ranges.iter().map(|range| range.subnet().to_string()).collect();
+        assert_eq!(subnets, ["10.2.0.0/24", "fd00::/64", "10.1.0.0/24"]);
+    }
+
+    #[test]
     fn the_nodes_ranges_serve_a_configuration_without_any() {
         let mut config = Config::default();
         let conf = parse(r#"{"cniVersion":"1.1.0","name":"n"}"#).unwrap();
