@@ -25,10 +25,11 @@ use super::cgroup::Cgroup;
 use super::checkpoint::Images;
 use super::counters::Meter;
 use super::error::Error;
+use super::oom::Kills;
 use super::process::{Phase, Process};
 use super::record::Record;
 use super::stdio::Stdio;
-use super::{TaskContext, oom, rootfs};
+use super::{TaskContext, rootfs};
 use crate::oci::Runtime;
 use crate::reaper::{Child, Exit};
 use crate::standalone;
@@ -93,15 +94,17 @@ impl Container {
     pub(super) fn follow(self: &Arc<Self>, mut child: Child) {
         let container = Arc::clone(self);
         let watch = self.cgroup().cloned().map(|cgroup| {
-            let container = Arc::clone(self);
-            tokio::spawn(async move { oom::watch(&cgroup, || container.ran_out_of_memory()).await })
+            let (container, kills) = (Arc::clone(self), Arc::new(Kills::of(cgroup)));
+            let watched = Arc::clone(&kills);
+            (kills, tokio::spawn(async move { watched.watch(|| container.ran_out_of_memory()).await }))
         });
         tokio::spawn(async move {
             let exit = child.exit().await;
-            if let Some(watch) = watch {
+            if let Some((kills, watch)) = watch {
                 // Its event may be ready, and it is polled before this task goes on.
                 tokio::task::yield_now().await;
                 watch.abort();
+                kills.tell_last(|| container.ran_out_of_memory());
             }
             if let Some(Err(err)) = container.cgroup().map(|cgroup| container.life.meter.end(cgroup)) {
                 log::debug!("the last counters of {:?}: {err}", container.id);

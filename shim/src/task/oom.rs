@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -16,17 +17,68 @@ use tokio::io::unix::AsyncFd;
 use super::cgroup::Cgroup;
 use super::counters::field;
 
-/// Calls `told` for each time, until the cgroup is gone. What the kernel does not tell is not told.
-pub(super) async fn watch(cgroup: &Cgroup, told: impl Fn()) {
-    let result = match cgroup {
-        Cgroup::V1(folders) => match folders.get("memory") {
-            Some(folder) => watch_v1(folder, told).await,
-            None => return,
-        },
-        Cgroup::V2(folder) => watch_v2(folder, told).await,
-    };
-    if let Err(err) = result {
-        log::debug!("out-of-memory events of {cgroup:?}: {err}");
+/// The out-of-memory kills of one cgroup, as far as they have been told. What the kernel does not tell is not told.
+#[derive(Debug)]
+pub(super) struct Kills {
+    cgroup: Cgroup,
+    /// v2 only: v1 rings for each.
+    told: AtomicU64,
+}
+
+impl Kills {
+    pub(super) fn of(cgroup: Cgroup) -> Kills {
+        let told = match &cgroup {
+            Cgroup::V1(_) => 0,
+            Cgroup::V2(folder) => oom_kills(folder),
+        };
+        Kills { cgroup, told: told.into() }
+    }
+
+    /// Calls `tell` for each time, until the cgroup is gone.
+    pub(super) async fn watch(&self, tell: impl Fn()) {
+        let result = match &self.cgroup {
+            Cgroup::V1(folders) => match folders.get("memory") {
+                Some(folder) => watch_v1(folder, tell).await,
+                None => return,
+            },
+            Cgroup::V2(folder) => self.watch_v2(folder, tell).await,
+        };
+        if let Err(err) = result {
+            log::debug!("out-of-memory events of {:?}: {err}", self.cgroup);
+        }
+    }
+
+    /// The same for what has not been told yet. v2 tells of a change 10 ms after the one before, from a work queue
+    /// (`cgroup_file_notify` in the kernel's kernel/cgroup/cgroup.c): the end of a container overtakes it. The counter is
+    /// ahead of the kill (`__oom_kill_process` in mm/oom_kill.c).
+    pub(super) fn tell_last(&self, tell: impl Fn()) {
+        if let Cgroup::V2(folder) = &self.cgroup {
+            self.look(folder, tell);
+        }
+    }
+
+    async fn watch_v2(&self, folder: &Path, tell: impl Fn()) -> io::Result<()> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        inotify.add_watch(&folder.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
+        let ready = readable(inotify.as_fd().try_clone_to_owned()?)?;
+        loop {
+            let mut guard = ready.readable().await?;
+            if let Ok(events) = guard.try_io(|_| inotify.read_events().map_err(io::Error::from)) {
+                // IN_IGNORED comes when the file goes with its cgroup.
+                if events?.iter().any(|event| event.mask.contains(AddWatchFlags::IN_IGNORED)) {
+                    return Ok(());
+                }
+                self.look(folder, &tell);
+            }
+        }
+    }
+
+    fn look(&self, folder: &Path, tell: impl Fn()) {
+        let now = oom_kills(folder);
+        // A cgroup that is gone has none.
+        if now > self.told.fetch_max(now, Ordering::Relaxed) {
+            tell();
+        }
     }
 }
 
@@ -50,27 +102,6 @@ async fn watch_v1(folder: &Path, told: impl Fn()) -> io::Result<()> {
     }
 }
 
-async fn watch_v2(folder: &Path, told: impl Fn()) -> io::Result<()> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(&folder.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
-    let ready = readable(inotify.as_fd().try_clone_to_owned()?)?;
-    let mut killed = oom_kills(folder);
-    loop {
-        let mut guard = ready.readable().await?;
-        if let Ok(events) = guard.try_io(|_| inotify.read_events().map_err(io::Error::from)) {
-            // IN_IGNORED comes when the file goes with its cgroup.
-            if events?.iter().any(|event| event.mask.contains(AddWatchFlags::IN_IGNORED)) {
-                return Ok(());
-            }
-            let now = oom_kills(folder);
-            if now > killed {
-                told();
-            }
-            killed = now;
-        }
-    }
-}
-
 fn oom_kills(folder: &Path) -> u64 {
     let text = fs::read_to_string(folder.join("memory.events")).unwrap_or_default();
     field(&text, "oom_kill")
@@ -83,7 +114,7 @@ fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use std::time::Duration;
 
     /// The kernel modifies `memory.events`; here the test does. Only an `oom_kill` more counts.
@@ -92,6 +123,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.events");
         fs::write(&file, "oom 0\noom_kill 0\n").unwrap();
+        let kills = Kills::of(Cgroup::V2(dir.path().to_owned()));
         let told = AtomicU32::new(0);
         let count = || {
             told.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +140,30 @@ mod tests {
             }
             fs::remove_file(&file).unwrap();
         };
-        let both = async { tokio::join!(watch_v2(dir.path(), count), change).0 };
+        let both = async { tokio::join!(kills.watch_v2(dir.path(), count), change).0 };
         tokio::time::timeout(Duration::from_secs(10), both).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn v2_tells_at_the_end_what_inotify_has_not_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("memory.events");
+        fs::write(&file, "oom 1\noom_kill 1\n").unwrap();
+        let kills = Kills::of(Cgroup::V2(dir.path().to_owned()));
+        let told = AtomicU32::new(0);
+        let tell = || {
+            kills.tell_last(|| {
+                told.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        tell();
+        assert_eq!(told.load(Ordering::Relaxed), 0, "it was so before");
+        fs::write(&file, "oom 2\noom_kill 2\n").unwrap();
+        tell();
+        tell();
+        assert_eq!(told.load(Ordering::Relaxed), 1, "once");
+        fs::remove_file(&file).unwrap();
+        tell();
+        assert_eq!(told.load(Ordering::Relaxed), 1, "the cgroup is gone");
     }
 }
