@@ -19,9 +19,9 @@ use nix::libc;
 use weft_netns::nft::{Batch, Element, Expr, Family};
 use weft_netns::{Flows, Netfilter, sysctl};
 
-use crate::pod;
 use crate::record::{HostPort, Protocol, Record, State};
 use crate::state::Ledger;
+use crate::{fast_path, pod};
 use element::Placed;
 pub(crate) use element::ends;
 pub(crate) use masquerade::masquerade;
@@ -64,7 +64,11 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
     let netfilter = Netfilter::open().map_err(kernel(step))?;
     let stale = hidden_before(&netfilter, record).map_err(kernel(step))?;
     if own.is_empty() && stale.is_empty() {
-        return Ok(());
+        return if needs_guard(record) && !netfilter.has_table(TABLE).map_err(kernel(step))? {
+            repair::restore(ledger, &netfilter)
+        } else {
+            Ok(())
+        };
     }
     let mut batch = Batch::of(TABLE);
     stale.iter().for_each(|(set, element)| batch.delete_elements(set, std::slice::from_ref(element)));
@@ -97,6 +101,11 @@ fn hidden_before(
         found.extend(netfilter.element(TABLE, set, &key)?.map(|element| (set, element)));
     }
     Ok(found)
+}
+
+/// Without the programs it is the table that drops what a pod sends from a foreign address.
+fn needs_guard(record: &Record) -> bool {
+    !fast_path::is_hooked(record)
 }
 
 fn by_set<'a>(placed: impl IntoIterator<Item = &'a Placed>) -> BTreeMap<&'static str, Vec<Element>> {

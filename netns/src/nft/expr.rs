@@ -76,6 +76,8 @@ pub enum Expr {
     Begins(Slot, Vec<u8>),
     /// The destination is an address of the host's own, or the rule ends.
     IsForHost,
+    /// No route leads to the sender over the link that it came by, or the rule ends.
+    IsAstray,
     /// The destination of the connection is translated, or the rule ends.
     IsTranslated,
     /// The key from there on is in the set, or the rule ends.
@@ -112,8 +114,12 @@ mod number {
     pub(super) const RANDOM_FULLY: u32 = 1 << 4;
     /// `NFTA_FIB_DREG`, `NFTA_FIB_RESULT`, `NFTA_FIB_FLAGS`.
     pub(super) const FIB: [u16; 3] = [1, 2, 3];
+    /// `NFT_FIB_RESULT_OIF`.
+    pub(super) const OIF: u32 = 1;
     /// `NFT_FIB_RESULT_ADDRTYPE`.
     pub(super) const ADDRTYPE: u32 = 3;
+    /// `NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF`.
+    pub(super) const SADDR_IIF: u32 = 1 | 1 << 3;
     /// `NFTA_FIB_F_DADDR`.
     pub(super) const DADDR: u32 = 1 << 1;
     /// `NFTA_CT_DREG`, `NFTA_CT_KEY`.
@@ -139,17 +145,8 @@ impl Expr {
             Expr::Take(field, to) => vec![payload(field, to)],
             Expr::TakeProtocol(to) => vec![meta(MetaKey::L4Proto, to)],
             Expr::Begins(at, prefix) => vec![equal(at, prefix)],
-            Expr::IsForHost => vec![
-                other(
-                    "fib",
-                    &[
-                        (number::FIB[0], u32::from(Register::from(SCRATCH))),
-                        (number::FIB[1], number::ADDRTYPE),
-                        (number::FIB[2], number::DADDR),
-                    ],
-                ),
-                equal(SCRATCH, u32::from(libc::RTN_LOCAL).to_ne_bytes().to_vec()),
-            ],
+            Expr::IsForHost => routed(number::ADDRTYPE, number::DADDR, libc::RTN_LOCAL.into()),
+            Expr::IsAstray => routed(number::OIF, number::SADDR_IIF, 0),
             Expr::IsTranslated => translated(),
             Expr::Find(set, key) => vec![lookup(set, key, None)],
             Expr::Map(set, key, to) => vec![lookup(set, key, Some(to.into()))],
@@ -233,6 +230,13 @@ fn masked(at: Slot, mask: Vec<u8>) -> Expressions {
         Bitwise::Xor(DataAttribute::Value(vec![0; mask.len()])),
         Bitwise::Mask(DataAttribute::Value(mask)),
     ])
+}
+
+/// What the routing table says of an address is this.
+fn routed(result: u32, flags: u32, wanted: u32) -> Vec<Expressions> {
+    let [to, of, how] = number::FIB;
+    let look = other("fib", &[(to, u32::from(Register::from(SCRATCH))), (of, result), (how, flags)]);
+    vec![look, equal(SCRATCH, wanted.to_ne_bytes().to_vec())]
 }
 
 fn translated() -> Vec<Expressions> {

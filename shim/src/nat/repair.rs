@@ -11,7 +11,7 @@ use nix::libc;
 use weft_netns::Netfilter;
 use weft_netns::nft::Batch;
 
-use super::{Error, TABLE, by_set, element, hiding, kernel, ruleset, wanted};
+use super::{Error, TABLE, by_set, element, hiding, kernel, needs_guard, ruleset, wanted};
 use crate::pod;
 use crate::record::{Record, State};
 use crate::state::Ledger;
@@ -115,7 +115,8 @@ fn shape(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns:
         records.iter().filter(|record| record.state == State::Attached).cloned().collect();
     let mut needed = wanted(&attached);
     if !netfilter.has_table(TABLE)? {
-        return Ok(if needed.is_empty() { Shape::Whole } else { Shape::Damaged });
+        let is_needed = !needed.is_empty() || attached.iter().any(needs_guard);
+        return Ok(if is_needed { Shape::Damaged } else { Shape::Whole });
     }
     let owned: Vec<_> = records.iter().flat_map(element::own).collect();
     let (mut owned, mut shape) = (by_set(&owned), Shape::Whole);

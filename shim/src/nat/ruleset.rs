@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! chain guard       { filter, prerouting, raw      # localhost is reachable from a pod's link: only for answers
-//!   iifname "weft*" ip daddr 127.0.0.0/8 drop }
+//!   iifname "weft*" ip daddr 127.0.0.0/8 drop
+//!   iifname "weft*" ip6 saddr fe80::/10 accept     # is not routed
+//!   iifname "weft*" fib saddr . iif oif 0 drop }   # a pod sends from its own addresses, without the programs too
 //! chain prerouting  { nat, prerouting, dstnat      jump ports }
 //! chain output      { nat, output, dstnat          jump ports }
 //! chain ports {
@@ -101,8 +103,17 @@ pub(super) fn rules() -> Vec<(&'static str, Vec<Expr>)> {
         Expr::Begins(Slot(0), LOCALHOST.into()),
         Expr::Drop,
     ];
+    let link_local = vec![
+        Expr::CameBy(HOST_LINK_PREFIX),
+        Expr::Is(Family::Ipv6),
+        Expr::Take(Field::Source(Family::Ipv6), Slot(0)),
+        Expr::Within(Slot(0), [vec![0xfe, 0x80], vec![0; 14]].concat(), 10),
+        Expr::Accept,
+    ];
     vec![
         ("guard", guard),
+        ("guard", link_local),
+        ("guard", vec![Expr::CameBy(HOST_LINK_PREFIX), Expr::IsAstray, Expr::Drop]),
         ("prerouting", vec![Expr::Jump("ports")]),
         ("output", vec![Expr::Jump("ports")]),
         ("ports", port_at_one_address(Family::Ipv4, IPV4)),
