@@ -291,7 +291,8 @@ int to_pod(struct __sk_buff *skb)
 	__u16 ports[2];
 	__u32 seen = 1;
 
-	if (!redirect_peer && skb->mark == FAST_PATH_MARK)
+	/* Whatever way this program was loaded for: while programs are replaced, from_pod may still go the other one. */
+	if (skb->mark == FAST_PATH_MARK)
 		return TC_ACT_UNSPEC;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (!read_ipv4(skb, &p))

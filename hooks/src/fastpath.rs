@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     lock,
     pods::{PodEntry, Pods},
-    program::{self, Pinned, Wanted},
+    program::{self, Pinned, Wanted, Way},
     tc::{Direction, Tc},
     version::{LAYOUT_VERSION, Versions},
 };
@@ -45,7 +45,15 @@ impl FastPath {
         Self::open_wanted(dir, lock_dir, Wanted::default())
     }
 
-    /// [`FastPath::open`] for tests: as another version, or by a given way of redirecting.
+    /// [`FastPath::open`], and has the programs redirect in that way: those that do not are replaced on every link.
+    ///
+    /// # Errors
+    /// As [`FastPath::open`].
+    pub fn open_by(dir: &Path, lock_dir: &Path, way: Way) -> Result<Self, Error> {
+        Self::open_wanted(dir, lock_dir, Wanted { way, ..Wanted::default() })
+    }
+
+    /// [`FastPath::open_by`] for tests: as another version.
     #[doc(hidden)]
     pub fn open_wanted(dir: &Path, lock_dir: &Path, wanted: Wanted) -> Result<Self, Error> {
         if !is_current(dir, wanted)? {
@@ -168,7 +176,7 @@ fn is_current(dir: &Path, wanted: Wanted) -> Result<bool, Error> {
         Some(Versions { layout, .. }) if layout != LAYOUT_VERSION => {
             Err(Error::Layout { found: layout, known: LAYOUT_VERSION })
         }
-        found => Ok(found.is_some_and(|v| v.program >= wanted.program)),
+        found => Ok(found.is_some_and(|v| v.program > wanted.program || v.serves(wanted))),
     }
 }
 
@@ -186,13 +194,18 @@ fn load(dir: &Path, lock_dir: &Path, wanted: Wanted) -> Result<(), Error> {
         }
         bpffs::ensure(dir)?;
     }
-    let mode = program::load(dir, wanted.mode)?;
+    let way = match (wanted.way, Versions::read(dir)?) {
+        (Way::AsLoaded, Some(Versions { mode, forced: true, .. })) => Way::Only(mode),
+        (way, _) => way,
+    };
+    let mode = program::load(dir, way)?;
     {
         let _lock = lock::take(lock_dir, lock::PODS, FlockArg::LockExclusive)?;
         count(dir, &Pods::open(dir)?.links()?)?;
     }
     replace_all(dir)?;
-    Versions { layout: LAYOUT_VERSION, program: wanted.program, mode }.write(dir)
+    let forced = matches!(way, Way::Only(_));
+    Versions { layout: LAYOUT_VERSION, program: wanted.program, mode, forced }.write(dir)
 }
 
 /// Count for the pods behind these links. Programs of version 1 count for the node only.

@@ -21,7 +21,7 @@ pub use crate::{
     error::Error,
     fastpath::FastPath,
     pods::PodEntry,
-    program::Wanted,
+    program::{Wanted, Way},
     tc::Direction,
     version::{LAYOUT_VERSION, Mode, PROGRAM_VERSION, Versions},
 };

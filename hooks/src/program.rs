@@ -29,13 +29,24 @@ const MAPS: [&str; 6] = [PODS, RETURNS, "flows", COUNTERS, DROPS, POD_COUNTERS];
 pub struct Wanted {
     /// Version that the programs are given.
     pub program: u32,
-    /// The one way of redirecting to try; `None` for the best that the kernel has.
-    pub mode: Option<Mode>,
+    /// How they redirect.
+    pub way: Way,
+}
+
+/// Which way of redirecting to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// That of the loaded programs; of none, the best that the kernel has.
+    AsLoaded,
+    /// The best that the kernel has.
+    Best,
+    /// This one.
+    Only(Mode),
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { program: PROGRAM_VERSION, mode: None }
+        Self { program: PROGRAM_VERSION, way: Way::AsLoaded }
     }
 }
 
@@ -60,11 +71,13 @@ impl Direction {
 /// Load the programs and pin them in `dir`, over any older ones; maps that are pinned there are used, others are made.
 ///
 /// Falls to the next way of redirecting where the kernel refuses a program, and returns the refusal of the first if it refuses all.
-pub(crate) fn load(dir: &Path, wanted: Option<Mode>) -> Result<Mode, Error> {
-    let best = wanted.unwrap_or(Mode::RedirectPeer);
-    match load_mode(dir, best) {
-        Ok(()) => Ok(best),
-        Err(refused @ Error::Program { .. }) if wanted.is_none() => match load_mode(dir, Mode::Redirect) {
+pub(crate) fn load(dir: &Path, way: Way) -> Result<Mode, Error> {
+    if let Way::Only(mode) = way {
+        return load_mode(dir, mode).map(|()| mode);
+    }
+    match load_mode(dir, Mode::RedirectPeer) {
+        Ok(()) => Ok(Mode::RedirectPeer),
+        Err(refused @ Error::Program { .. }) => match load_mode(dir, Mode::Redirect) {
             Ok(()) => Ok(Mode::Redirect),
             Err(_) => Err(refused),
         },

@@ -6,7 +6,10 @@
 
 use std::{fmt, fs, io::ErrorKind, os::unix::fs::symlink, path::Path};
 
-use crate::{error::Error, program::remove};
+use crate::{
+    error::Error,
+    program::{Wanted, Way, remove},
+};
 
 /// Version of the programs. Every change of behaviour raises it; pins of a lower version are replaced, of a higher kept.
 ///
@@ -39,6 +42,8 @@ pub struct Versions {
     pub program: u32,
     /// How they redirect.
     pub mode: Mode,
+    /// Whether that was asked for, whatever else the kernel has.
+    pub forced: bool,
 }
 
 impl Versions {
@@ -58,7 +63,7 @@ impl Versions {
 
     /// Read what `Display` writes, and whatever words a later version adds.
     fn parse(text: &str) -> Option<Self> {
-        let (mut layout, mut program, mut mode) = (None, None, None);
+        let (mut layout, mut program, mut mode, mut forced) = (None, None, None, false);
         for (key, value) in text.split(' ').filter_map(|word| word.split_once('=')) {
             match key {
                 "layout" => layout = value.parse().ok(),
@@ -66,10 +71,21 @@ impl Versions {
                 "mode" => {
                     mode = [Mode::RedirectPeer, Mode::Redirect].into_iter().find(|m| m.as_str() == value)
                 }
+                "forced" => forced = value == "yes",
                 _ => {}
             }
         }
-        Some(Self { layout: layout?, program: program?, mode: mode? })
+        Some(Self { layout: layout?, program: program?, mode: mode?, forced })
+    }
+
+    /// Whether programs of this version are as they should be.
+    pub(crate) fn serves(&self, wanted: Wanted) -> bool {
+        let way = match wanted.way {
+            Way::AsLoaded => true,
+            Way::Best => !self.forced,
+            Way::Only(mode) => self.mode == mode,
+        };
+        self.program == wanted.program && way
     }
 
     /// Called after everything else is in place.
@@ -83,7 +99,8 @@ impl Versions {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layout={} program={} mode={}", self.layout, self.program, self.mode)
+        write!(f, "layout={} program={} mode={}", self.layout, self.program, self.mode)?;
+        if self.forced { f.write_str(" forced=yes") } else { Ok(()) }
     }
 }
 
@@ -108,8 +125,11 @@ mod tests {
 
     #[test]
     fn text_round_trips_and_ignores_later_words() {
-        let versions = Versions { layout: 1, program: 7, mode: Mode::Redirect };
-        assert_eq!(Versions::parse(&versions.to_string()), Some(versions));
+        let versions = Versions { layout: 1, program: 7, mode: Mode::Redirect, forced: false };
+        for forced in [true, false] {
+            let versions = Versions { forced, ..versions };
+            assert_eq!(Versions::parse(&versions.to_string()), Some(versions));
+        }
         assert_eq!(Versions::parse("layout=1 program=7 mode=redirect colour=blue"), Some(versions));
         for text in ["", "layout=1", "layout=1 program=x mode=redirect", "layout=1 program=1 mode=fly"] {
             assert_eq!(Versions::parse(text), None, "{text:?}");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use node::{NODE_V4, NODE_V6, Node, Pod, VIRTUAL_V4, VIRTUAL_V6, json, sh, tcp, udp};
-use weft_hooks::{Counters, Drops, FastPath, Mode, PodCounters, Reason, Wanted};
+use weft_hooks::{Counters, Drops, FastPath, Mode, PodCounters, Reason, Wanted, Way};
 
 fn two_pods() -> (Node, FastPath, Pod, Pod) {
     let node = Node::new();
@@ -379,7 +379,7 @@ fn what_cannot_be_read_puts_its_pod_on_the_stack() {
 #[test]
 fn the_ladder_has_a_second_rung() {
     let node = Node::new();
-    let mut fast_path = node.open_wanted(Wanted { mode: Some(Mode::Redirect), ..Wanted::default() });
+    let mut fast_path = node.open_wanted(Wanted { way: Way::Only(Mode::Redirect), ..Wanted::default() });
     let (a, b) = (Pod::new(1), Pod::new(2));
     a.join(&mut fast_path);
     b.join(&mut fast_path);

@@ -19,7 +19,7 @@ use weft_hooks::{
 };
 
 fn newer(by: u32) -> Wanted {
-    Wanted { program: PROGRAM_VERSION + by, mode: None }
+    Wanted { program: PROGRAM_VERSION + by, ..Wanted::default() }
 }
 
 fn version(node: &Node) -> Option<Versions> {
@@ -186,7 +186,7 @@ fn version_1(node: &Node) -> FastPath {
     ));
     symlink("layout=1 program=1 mode=redirect_peer", node.dir().join("version")).unwrap();
     assert_eq!(files(node), ["counters", "flows", "from_pod", "pods", "returns", "to_pod", "version"]);
-    node.open_wanted(Wanted { program: 1, mode: None })
+    node.open_wanted(Wanted { program: 1, ..Wanted::default() })
 }
 
 #[test]
@@ -276,7 +276,12 @@ fn newer_pins_are_used_as_they_are() {
     b.join(&mut older);
     assert!(a.pings(b.v4));
     assert_eq!(older.counters().unwrap().redirected.packets, 6);
-    let newest = Versions { layout: LAYOUT_VERSION, program: PROGRAM_VERSION + 3, mode: Mode::RedirectPeer };
+    let newest = Versions {
+        layout: LAYOUT_VERSION,
+        program: PROGRAM_VERSION + 3,
+        mode: Mode::RedirectPeer,
+        forced: false,
+    };
     assert_eq!((node.pinned_id("from_pod"), version(&node)), (id, Some(newest)));
 }
 

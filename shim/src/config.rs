@@ -23,6 +23,9 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// `false` sends every packet through the kernel's stack (`WEFT_FAST_PATH`).
     pub fast_path: bool,
+    /// `false` has packets between pods leave by the host's end of the other pod's link, as on a kernel without
+    /// `bpf_redirect_peer`, from the next pod on (`WEFT_REDIRECT_PEER`).
+    pub redirect_peer: bool,
     /// The OCI runtime that executes containers.
     pub runtime: Runtime,
     /// Networks by name, for CNI configurations that name no ranges and for pods without CNI.
@@ -82,6 +85,7 @@ impl Default for Config {
             run_dir: "/run/weft".into(),
             bpf_dir: "/sys/fs/bpf/weft".into(),
             fast_path: true,
+            redirect_peer: true,
             runtime: Runtime::default(),
             network: BTreeMap::new(),
         }
@@ -159,14 +163,24 @@ impl Config {
         if let Some(root) = variable("WEFT_RUNTIME_ROOT")? {
             self.runtime.root = root.into();
         }
-        if let Some(value) = variable("WEFT_FAST_PATH")? {
-            self.fast_path = match value.as_str() {
-                "true" | "1" => true,
-                "false" | "0" => false,
-                _ => return Err(Error::Variable { name: "WEFT_FAST_PATH", value, want: "true or false" }),
-            };
+        if let Some(value) = switch("WEFT_FAST_PATH")? {
+            self.fast_path = value;
+        }
+        if let Some(value) = switch("WEFT_REDIRECT_PEER")? {
+            self.redirect_peer = value;
         }
         Ok(())
+    }
+}
+
+fn switch(name: &'static str) -> Result<Option<bool>, Error> {
+    match variable(name)? {
+        None => Ok(None),
+        Some(value) => match value.as_str() {
+            "true" | "1" => Ok(Some(true)),
+            "false" | "0" => Ok(Some(false)),
+            _ => Err(Error::Variable { name, value, want: "true or false" }),
+        },
     }
 }
 

@@ -22,12 +22,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
-use weft_hooks::FastPath;
 
 use crate::config::{self, Config};
 use crate::error::chain;
 use crate::pod::DetachError;
-use crate::{network, pod as pods};
+use crate::{fast_path, network, pod as pods};
 use args::{Cli, Verb};
 use node::Node;
 
@@ -129,7 +128,7 @@ fn perform(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
             Verb::Ipam(verb) => ipam::run(&config, verb, format, out).await,
             Verb::Doctor(doctor) => doctor::run(&config, doctor, format, out).await,
             Verb::Capture(capture) => capture::run(&config, capture, out).await,
-            Verb::Init => Ok(FastPath::open(&config.bpf_dir, &config.run_dir).map(drop)?),
+            Verb::Init => Ok(fast_path::load(&config).map(drop)?),
             Verb::Reconcile { dry_run } => reconcile::run(&config, *dry_run, format, out).await,
             Verb::Serve(serve) => serve::run(config, serve).await,
             Verb::Cleanup { if_unused } => cleanup::run(&config, *if_unused).await,

@@ -1,6 +1,6 @@
 //! A pod's place on the eBPF path: its map entries and the programs on its host end.
 
-use weft_hooks::{Error, FastPath, PodEntry};
+use weft_hooks::{Error, FastPath, Mode, PodEntry, Way};
 use weft_netns::Mac;
 
 use crate::config::Config;
@@ -9,6 +9,18 @@ use crate::record::{DataPath, Names, Record};
 
 /// Why a pod is routed although the programs hang on its link: the redirect would pass its limits by.
 const LIMITED: &str = "bandwidth limit";
+
+/// Why packets between pods take one step more than they must.
+pub(crate) const NO_PEER: &str = "redirect_peer = false";
+
+/// Opens the programs, loads them first if need be, and has them redirect as the configuration says.
+///
+/// # Errors
+/// As of [`FastPath::open`].
+pub(crate) fn load(config: &Config) -> Result<FastPath, Error> {
+    let way = if config.redirect_peer { Way::Best } else { Way::Only(Mode::Redirect) };
+    FastPath::open_by(&config.bpf_dir, &config.run_dir, way)
+}
 
 /// Whether the programs hang on the pod's link, and its addresses are in their map.
 pub(crate) fn is_hooked(record: &Record) -> bool {
@@ -35,7 +47,7 @@ pub(crate) fn take(config: &Config, record: &mut Record, names: &Names) {
 }
 
 fn hook(config: &Config, record: &Record, names: &Names) -> Result<(), Error> {
-    let mut fast_path = FastPath::open(&config.bpf_dir, &config.run_dir)?;
+    let mut fast_path = load(config)?;
     let entry = entry(record, names);
     // The entries first: a program without them takes all that the pod sends for spoofed.
     record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))?;
@@ -58,7 +70,7 @@ pub(crate) fn rename(config: &Config, record: &Record, names: &Names) -> Result<
     record.addresses.iter().try_for_each(|address| fast_path.set_pod(*address, &entry))
 }
 
-/// The programs, if there are any.
+/// The programs, if there are any, whichever way they redirect.
 pub(crate) fn open(config: &Config) -> Result<Option<FastPath>, Error> {
     match FastPath::status(&config.bpf_dir)? {
         Some(_) => FastPath::open(&config.bpf_dir, &config.run_dir).map(Some),

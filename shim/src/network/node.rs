@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use weft_hooks::{Counters, FastPath};
+use weft_hooks::{Counters, FastPath, Mode, Versions};
 use weft_ipam::Fill;
 
 use super::Error;
@@ -10,6 +10,7 @@ use super::answer::data_path_counters;
 use crate::cni;
 use crate::config::Config;
 use crate::error::chain;
+use crate::fast_path;
 use crate::proto::network as api;
 use crate::record::Record;
 use crate::state::Ledger;
@@ -62,6 +63,11 @@ fn data_path(config: &Config, answer: &mut api::NodeStatusResponse) -> Result<()
     };
     if config.fast_path {
         answer.data_path = versions.mode.to_string();
+        answer.data_path_reason = match versions {
+            Versions { mode: Mode::RedirectPeer, .. } => String::new(),
+            Versions { forced: true, .. } => fast_path::NO_PEER.into(),
+            Versions { .. } => "the kernel refused bpf_redirect_peer".into(),
+        };
     }
     answer.program_version = versions.program;
     answer.layout_version = versions.layout;

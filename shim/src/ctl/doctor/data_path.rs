@@ -8,6 +8,7 @@ use weft_hooks::{FastPath, LAYOUT_VERSION, Mode, PROGRAM_VERSION, Versions};
 use super::Finding;
 use crate::config::Config;
 use crate::error::chain;
+use crate::fast_path;
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     if !config.fast_path {
@@ -50,7 +51,7 @@ fn programs(dir: &Path) -> Finding {
 }
 
 fn of(check: &'static str, versions: Versions) -> Finding {
-    let Versions { layout, program, mode } = versions;
+    let Versions { layout, program, mode, forced } = versions;
     let found = format!("version {program}, layout {layout}, {mode}");
     if layout != LAYOUT_VERSION {
         let remedy = format!(
@@ -70,6 +71,7 @@ fn of(check: &'static str, versions: Versions) -> Finding {
     }
     match mode {
         Mode::RedirectPeer => Finding::ok(check, found),
+        Mode::Redirect if forced => Finding::ok(check, format!("{found}: {}", fast_path::NO_PEER)),
         Mode::Redirect => Finding::warning(
             check,
             found,
@@ -85,13 +87,19 @@ mod tests {
 
     #[test]
     fn other_versions_have_their_own_remedies() {
-        let good = Versions { layout: LAYOUT_VERSION, program: PROGRAM_VERSION, mode: Mode::RedirectPeer };
+        let good = Versions {
+            layout: LAYOUT_VERSION,
+            program: PROGRAM_VERSION,
+            mode: Mode::RedirectPeer,
+            forced: false,
+        };
         for (versions, level, remedy) in [
             (good, Level::Ok, ""),
             (Versions { layout: LAYOUT_VERSION + 1, ..good }, Level::Problem, "drain the node"),
             (Versions { program: PROGRAM_VERSION - 1, ..good }, Level::Warning, "weft init"),
             (Versions { program: PROGRAM_VERSION + 1, ..good }, Level::Warning, "newer weft"),
             (Versions { mode: Mode::Redirect, ..good }, Level::Warning, "bpf_redirect_peer"),
+            (Versions { mode: Mode::Redirect, forced: true, ..good }, Level::Ok, ""),
         ] {
             let finding = of("programs", versions);
             assert_eq!(finding.level, level, "{versions}");
