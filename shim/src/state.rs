@@ -153,6 +153,14 @@ impl Ledger {
         self.view()?.counted(REPAIRS).map_err(|source| self.failed(source))
     }
 
+    /// [`Ledger::read`] after the last commit that has been begun.
+    pub(crate) fn read_settled(&self, owner: &Owner) -> Result<Option<Record>, Error> {
+        let txn = self.store.write().map_err(|source| self.failed(source))?;
+        let view = txn.reader();
+        let bytes = view.record(owner).map_err(|source| self.failed(source))?;
+        bytes.map(|bytes| Record::decode(owner, bytes).map_err(Error::from)).transpose()
+    }
+
     /// The interfaces of one container.
     pub(crate) fn owners_of(&self, container: &str) -> Result<Vec<Owner>, Error> {
         let view = self.view()?;

@@ -123,7 +123,8 @@ async fn copy(
     }
 }
 
+/// The write that was heard of comes before the commit can be read: see [`crate::network::watch`].
 fn is_attached(config: &Config, record: &Record) -> bool {
-    let found = state::owner(record).and_then(|owner| Ledger::open(config)?.read(&owner));
+    let found = state::owner(record).and_then(|owner| Ledger::open(config)?.read_settled(&owner));
     matches!(found, Ok(Some(found)) if found.identity() == record.identity())
 }
