@@ -21,6 +21,7 @@ mod counters;
 mod host_ip;
 mod journal;
 mod killed;
+mod ladder;
 mod network;
 mod networks;
 mod ports;
