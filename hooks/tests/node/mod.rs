@@ -156,6 +156,17 @@ pub(crate) struct Pod {
 
 impl Pod {
     pub(crate) fn new(number: u8) -> Self {
+        Self::linked(number, |pod| {
+            let (pid, mac, host_mac) = (pod.pid(), colons(pod.mac), colons(pod.host_mac));
+            let link = &pod.link;
+            sh(&format!(
+                "ip link add {link} address {host_mac} type veth peer name eth0 address {mac} netns {pid}"
+            ));
+        })
+    }
+
+    /// A pod whose two links are made by `link`: the host's end, and eth0 in the pod.
+    pub(crate) fn linked(number: u8, link: impl FnOnce(&Self)) -> Self {
         let holder = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"])
             .spawn()
@@ -172,11 +183,16 @@ impl Pod {
         until("the pod's namespace", || {
             fs::read_to_string(format!("/proc/{}/comm", pod.holder.id())).unwrap().trim() == "sleep"
         });
-        pod.wire();
+        pod.wire(link);
         pod
     }
 
-    fn wire(&self) {
+    /// Of a process in the pod's namespace.
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    fn wire(&self, make: impl FnOnce(&Self)) {
         let Self { link, v4, v6, .. } = self;
         // A new link tells groups it joined, at random times: that would disturb what tests count.
         self.run(|| {
@@ -184,10 +200,10 @@ impl Pod {
                          add chain ip6 quiet out { type filter hook output priority 0; }
                          add rule ip6 quiet out ip6 daddr ff02::16 drop")
         });
-        let (pid, mac, host_mac) = (self.holder.id(), colons(self.mac), colons(self.host_mac));
+        make(self);
+        let (mac, host_mac) = (colons(self.mac), colons(self.host_mac));
         sh(&format!(
-            "ip link add {link} address {host_mac} type veth peer name eth0 address {mac} netns {pid}
-             ip link set {link} addrgenmode none
+            "ip link set {link} addrgenmode none
              ip link set {link} up
              ip route add {v4}/32 dev {link}
              ip neigh add {v4} lladdr {mac} dev {link} nud permanent
