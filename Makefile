@@ -67,8 +67,9 @@ test: build tools lint ## all tests, as root, on the real kernel and the real co
 	WEFT_TEST_RUNTIME=crun unshare -m --propagation private sh -c '\
 	  if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi && \
 	  exec cargo test -p weft-shim --features failpoints --test task' 2>&1 | tee -a $(CACHE)/test.log
-	@# Chosen tests with cgroup v2, on another kernel. Nothing is built while the VM runs.
-	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh 6.1
+	@# Chosen tests with cgroup v2, on another kernel, and those of the network on two more. Nothing is built while a VM runs.
+	for kernel in 6.1 "6.12 network" "newest network"; do \
+	  WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh $$kernel || exit 1; done
 	@awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' $(CACHE)/test.log
 
 soak: build tools ## pods made, used, killed and removed for 30 minutes, beside the reference; of this `make test` does 3
@@ -92,7 +93,7 @@ conformance-table: build tools ## try every behaviour of the CNI reference plugi
 	WEFT_CONFORMANCE=write WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test -p weft-conformance --test reference -- --nocapture
 
-test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default) or 6.12, with cgroup v2, in a VM without KVM
+test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default), 6.12 or newest, with cgroup v2, in a VM without KVM
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh $(or $(KERNEL),6.1)
 
 lint: deps ## formatting and lints; warnings are errors

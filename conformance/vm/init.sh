@@ -47,6 +47,9 @@ for name in $($b cat $r/sys/fs/cgroup/cgroup.controllers); do
   echo "+$name" > $r/sys/fs/cgroup/cgroup.subtree_control
 done
 $b chroot $r /bin/busybox ip link set lo up
+# What systemd sets on many a node: what gets no qdisc by name gets this one.
+try $b chroot $r /sbin/modprobe sch_fq
+echo fq > $r/proc/sys/net/core/default_qdisc
 # shellcheck disable=SC2016
 exec $b switch_root -c /dev/console $r /bin/bash -c '
   export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -1,13 +1,15 @@
 #!/bin/bash
-# kernel.sh 6.1|6.12: downloads Debian's kernel of that version, and makes an initrd that reaches the machine's own root file
-# system. Prints where they are: kernel, initrd, modules. Kept under WEFT_CACHE; a second call makes nothing.
+# kernel.sh 6.1|6.12|newest: downloads Debian's kernel of that version, newest being that of the backports when it was first asked
+# for, and makes an initrd that reaches the machine's own root file system. Prints where they are: kernel, initrd, modules. Kept
+# under WEFT_CACHE; a second call makes nothing.
 set -euo pipefail
 
 version=$1
 case $version in
   6.1) suite=bookworm ;;
   6.12) suite=trixie ;;
-  *) echo "kernel.sh: no kernel $version; there are 6.1 and 6.12" >&2; exit 2 ;;
+  newest) suite=trixie-backports ;;
+  *) echo "kernel.sh: no kernel $version; there are 6.1, 6.12 and newest" >&2; exit 2 ;;
 esac
 here=$(dirname "$(readlink -f "$0")")
 base=${WEFT_CACHE:-$HOME/.cache/weft}/vm
@@ -34,9 +36,9 @@ download() {
   }
   apt apt-get update >&2
   depends() { apt apt-cache depends "$1" | sed -n 's/^ *Depends: \(linux-[a-z]*-[0-9].*\)$/\1/p'; }
-  # The meta package names the kernel; some releases split it into several packages.
+  # The meta package names the kernel; newer releases split it into several packages, one of which lists what is built in.
   image=$(depends linux-image-amd64 | head -n 1)
-  mapfile -t packages < <({ echo "$image"; depends "$image"; } | grep -v '^linux-base' | sort -u)
+  mapfile -t packages < <({ echo "$image"; depends "$image"; } | sort -u)
   (cd "$dir/debs" && apt apt-get download "${packages[@]}" >&2)
   for deb in "$dir"/debs/*.deb; do dpkg-deb -x "$deb" "$dir"; done
   if [ -d "$dir/usr/lib/modules" ]; then mkdir -p "$dir/lib"; mv "$dir/usr/lib/modules" "$dir/lib/"; fi

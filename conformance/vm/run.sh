@@ -1,8 +1,9 @@
 #!/bin/bash
-# run.sh 6.1|6.12 [PACKAGE TARGET [ARGUMENT]...]: boots that kernel of Debian's under qemu, without KVM, and runs test binaries
-# in it: those that the file `tests` lists for the kernel, or the one that is named. Wants WEFT_BIN_DIR, WEFT_TOOLS_DIR and
-# CARGO_TARGET_DIR, and that nothing is built there meanwhile: the VM reads the machine's own files. One
-# line per test; the exit status says whether all passed. WEFT_CACHE/vm/VERSION.log keeps what the VM printed.
+# run.sh 6.1|6.12|newest [network | PACKAGE TARGET [ARGUMENT]...]: boots that kernel of Debian's under qemu, without KVM, and runs
+# test binaries in it: those that the file `tests` lists for the kernel, of these only those about the network, or the one that is
+# named. Wants WEFT_BIN_DIR, WEFT_TOOLS_DIR and CARGO_TARGET_DIR, and that nothing is built there meanwhile: the VM reads the
+# machine's own files. One line per test; the exit status says whether all passed. WEFT_CACHE/vm/VERSION.log keeps what the VM
+# printed.
 set -euo pipefail
 
 version=$1
@@ -22,9 +23,11 @@ built=$(cd "$root" && cargo test --no-run --workspace --features weft-shim/failp
   sed -E 's/ lib:[^ ]*/ lib/; s/ test:/ /') || { cat "$log" >&2; exit 1; }
 
 lines() { # the chosen tests: PACKAGE TARGET [ARGUMENT]...
-  if [ $# -gt 0 ]; then echo "$@"; else
-    awk -v kernel="$version" '$1 == "all" || $1 == kernel { $1 = ""; print }' "$here/tests"
-  fi
+  case ${1:-} in
+    "") awk -v kernel="$version" '$1 ~ "^(all|network)$" || ("," $1 ",") ~ ("," kernel ",") { $1 = ""; print }' "$here/tests" ;;
+    network) awk '$1 == "network" { $1 = ""; print }' "$here/tests" ;;
+    *) echo "$@" ;;
+  esac
 }
 {
   printf 'export %s\n' "RUST_BACKTRACE=0" "WEFT_TEST_SLOWNESS=${WEFT_TEST_SLOWNESS:-8}" "WEFT_BIN_DIR=$WEFT_BIN_DIR" \
