@@ -112,6 +112,16 @@ typedef __u32 verdict;
 #define OUTCOME(verdict) ((verdict) & 3)
 #define REASON(verdict) ((verdict) >> 8 & (DROP_PLACES - 1))
 
+/*
+ * The number, below `places`, which is a power of two, and known to be so even to a verifier that forgets the bounds of what is
+ * spilled (Linux 6.1): the compiler would leave the mask out.
+ */
+static __always_inline __u32 below(__u32 places, __u32 number)
+{
+	barrier_var(number);
+	return number & (places - 1);
+}
+
 /* Node-wide and for the pod. The node's sums are no sums over pods, so they never go back when a pod leaves. */
 static __always_inline void count(struct __sk_buff *skb, verdict verdict)
 {
@@ -125,13 +135,15 @@ static __always_inline void count(struct __sk_buff *skb, verdict verdict)
 		node->bytes += skb->len;
 	}
 	if (pod) {
-		pod->outcomes[outcome].packets++;
-		pod->outcomes[outcome].bytes += skb->len;
+		struct count *own = &pod->outcomes[below(OUTCOMES, OUTCOME(verdict))];
+
+		own->packets++;
+		own->bytes += skb->len;
 	}
 	if (outcome != DROPPED)
 		return;
 	if (pod)
-		pod->drops[reason]++;
+		pod->drops[below(DROP_PLACES, REASON(verdict))]++;
 	else if (reason == SOURCE_ADDRESS)
 		reason = DETACHED;
 	drop = bpf_map_lookup_elem(&drops, &reason);

@@ -10,7 +10,7 @@
 //! The programs count in a row of `pod_counters` that is there and make none: user space makes it when it hangs the programs on a
 //! link, and deletes it at detach, so nothing is left of a pod. Programs of version 1 have `counters` alone.
 
-use std::{path::Path, thread};
+use std::{path::Path, thread, time::Duration};
 
 use aya::{
     Pod,
@@ -31,8 +31,9 @@ const OUTCOMES: usize = 4;
 const PLACES: usize = 16;
 /// `struct pod_count` of bpf/pods.h.
 type Row = [u64; 2 * OUTCOMES + PLACES];
-/// How often a row is tried again.
+/// How often a row is tried again where the kernel has no memory for it, and after how long.
 const PATIENCE: usize = 100;
+const MOMENT: Duration = Duration::from_millis(1);
 /// BPF_NOEXIST of linux/bpf.h.
 const NOEXIST: u64 = 1;
 
@@ -196,12 +197,12 @@ impl PodCounters {
 
     /// Count for the pod behind a link from now on; go on where that is done already.
     ///
-    /// The kernel fetches per-CPU memory beside the calls that use it up (kernel/bpf/memalloc.c), so a burst of new rows, as an upgrade
-    /// makes them, may find none for a moment.
+    /// The kernel fetches per-CPU memory beside the calls that use it up (mm/percpu.c, `pcpu_balance_workfn`), so a burst of new rows, as
+    /// an upgrade makes them, may find none for a moment.
     pub(crate) fn add(&mut self, ifindex: u32) -> Result<(), Error> {
         for _ in 0..PATIENCE {
             match self.try_add(ifindex) {
-                Err(e) if e.errno() == Some(Errno::ENOMEM as i32) => thread::yield_now(),
+                Err(e) if e.errno() == Some(Errno::ENOMEM as i32) => thread::park_timeout(MOMENT),
                 added => return added,
             }
         }
