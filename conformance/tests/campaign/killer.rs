@@ -61,6 +61,7 @@ impl<'a, 'n> Killer<'a, 'n> {
     /// A pod whose shim is killed is no pod any more: containerd takes it down, whether or not its client has asked.
     fn shim(&mut self) -> bool {
         let shims = self.campaign.node.processes().into_iter();
+        let shims = shims.filter(|(_, line)| !is_delete_of_container(line));
         let shims = shims.filter_map(|(pid, line)| Some((pid, id_of(&line)?.to_owned())));
         let victims: Vec<_> = shims.filter(|(_, id)| !self.campaign.register.is_resident(id)).collect();
         if victims.is_empty() {
@@ -91,6 +92,12 @@ impl<'a, 'n> Killer<'a, 'n> {
 
 fn serve(campaign: &Campaign<'_>) -> Background {
     Background::start(campaign.node.command("weft").arg("serve").stderr(Stdio::null()))
+}
+
+/// containerd runs it once for a container whose shim has died, and forgets the container whatever comes of it: what the OCI runtime
+/// keeps (its state, the container's cgroups) stays if it is killed. That of a sandbox is run again.
+fn is_delete_of_container(line: &str) -> bool {
+    line.contains("/io.containerd.runtime.v2.task/") && line.ends_with(" delete")
 }
 
 /// The sandbox of a shim's process; none for other programs.
