@@ -63,7 +63,8 @@ impl ReadTxn<'_> {
     pub(crate) fn freed(&self, pool: &Pool, seq: u64) -> Result<Freed, Error> {
         let key = pool.freed_key(seq);
         let value = self.get(&key)?;
-        Freed::decode(&key, value.ok_or_else(|| Table::Freed.damaged(&key))?)
+        let freed = Freed::decode(&key, value.ok_or_else(|| Table::Freed.damaged(&key))?)?;
+        if pool.span.contains(freed.ip) { Ok(freed) } else { Err(Table::Freed.damaged(&key)) }
     }
 
     /// The address that was freed first.
@@ -114,6 +115,37 @@ impl ReadTxn<'_> {
         }
         survey.freed.sort_by_key(|freed| freed.at);
         Ok(survey)
+    }
+
+    /// The leases that the owner holds, if they are what is asked for.
+    fn confirm(
+        &self,
+        network: &str,
+        ranges: &[Range],
+        wanted: &[IpAddr],
+        held: Vec<Lease>,
+    ) -> Result<Vec<Lease>, Error> {
+        for lease in &held {
+            self.check_holder(lease)?;
+        }
+        let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
+        let fits = |lease: &Lease| {
+            lease.network == network && ranges.iter().any(|range| range.contains(lease.address))
+        };
+        let is_held = |wanted: &IpAddr| held.iter().any(|lease| lease.address == *wanted);
+        if held.len() == asked.len() && held.iter().all(fits) && wanted.iter().all(is_held) {
+            return Ok(held);
+        }
+        Err(Error::Held { held, asked: network.into() })
+    }
+
+    /// What a lease says, the row of its address has to say too: an address has one owner.
+    fn check_holder(&self, lease: &Lease) -> Result<(), Error> {
+        let (family, ip) = (Family::of(lease.address), bits(lease.address));
+        match self.address(family, ip)? {
+            Some(Address::Leased(owner)) if owner == lease.owner => Ok(()),
+            _ => Err(Table::Address.damaged(&Table::Address.of_ip(family, ip))),
+        }
     }
 
     /// Finds an address for one family, in the first pool that has a good one.
@@ -188,7 +220,7 @@ impl WriteTxn<'_> {
         exact::check(network, ranges, wanted)?;
         let held = self.reader().leases_of(owner)?;
         if !held.is_empty() {
-            return confirm(network, ranges, wanted, held);
+            return self.reader().confirm(network, ranges, wanted, held);
         }
         let now = now()?;
         let mut picks = Vec::with_capacity(Family::ALL.len());
@@ -236,9 +268,7 @@ impl WriteTxn<'_> {
         }
         let replaced = self.reader().pools(|other| other.overlaps(span))?;
         for old in replaced {
-            for seq in old.head..old.tail {
-                self.delete(&old.freed_key(seq))?;
-            }
+            self.delete_between(&old.freed_key(0), &old.freed_key(u64::MAX))?;
             self.delete(&old.key())?;
         }
         let Survey { leased, freed } = self.reader().survey(span)?;
@@ -252,6 +282,11 @@ impl WriteTxn<'_> {
     }
 
     fn take(&mut self, Pick { mut pool, ip, freed }: Pick, owner: &Owner, now: u64) -> Result<IpAddr, Error> {
+        let key = Table::Address.of_ip(pool.span.family, ip);
+        // The pool is an index: it may be wrong, and then the address is nobody else's either.
+        if matches!(self.reader().address(pool.span.family, ip)?, Some(Address::Leased(_))) {
+            return Err(Table::Address.damaged(&key));
+        }
         let mut cooled = true;
         if let Some(seq) = freed {
             cooled = self.reader().cooled(&self.reader().freed(&pool, seq)?, now);
@@ -263,9 +298,8 @@ impl WriteTxn<'_> {
             self.delete(&pool.freed_key(pool.head))?;
             pool.head += 1;
         }
-        pool.leased += 1;
+        pool.leased = pool.leased.checked_add(1).ok_or_else(|| Table::Pool.damaged(&pool.key()))?;
         self.put(&pool.key(), &pool.encode())?;
-        let key = Table::Address.of_ip(pool.span.family, ip);
         self.put(&key, &Address::Leased(owner.clone()).encode())?;
         let address = address(pool.span.family, ip).ok_or_else(|| Table::Address.damaged(&key))?;
         self.early.extend((!cooled).then_some(address));
@@ -275,16 +309,13 @@ impl WriteTxn<'_> {
     fn give_back(&mut self, lease: &Lease, at: u64) -> Result<(), Error> {
         let (family, ip) = (Family::of(lease.address), bits(lease.address));
         let key = Table::Address.of_ip(family, ip);
-        let row = self.reader().address(family, ip)?;
-        if !matches!(row, Some(Address::Leased(owner)) if owner == lease.owner) {
-            return Err(Table::Address.damaged(&key));
-        }
+        self.reader().check_holder(lease)?;
         self.put(&key, &Address::Freed(at).encode())?;
         let holds = |span: &Span| span.family == family && span.contains(ip);
         let pools = self.reader().pools(holds)?;
         for mut pool in pools {
             self.put(&pool.freed_key(pool.tail), &Freed { ip, at }.encode())?;
-            pool.tail += 1;
+            pool.tail = pool.tail.checked_add(1).ok_or_else(|| Table::Pool.damaged(&pool.key()))?;
             pool.leased = pool.leased.checked_sub(1).ok_or_else(|| Table::Pool.damaged(&pool.key()))?;
             self.put(&pool.key(), &pool.encode())?;
         }
@@ -300,23 +331,6 @@ fn check_apart(ranges: &[Range]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// The leases that the owner holds, if they are what is asked for.
-fn confirm(
-    network: &str,
-    ranges: &[Range],
-    wanted: &[IpAddr],
-    held: Vec<Lease>,
-) -> Result<Vec<Lease>, Error> {
-    let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
-    let fits =
-        |lease: &Lease| lease.network == network && ranges.iter().any(|range| range.contains(lease.address));
-    let is_held = |wanted: &IpAddr| held.iter().any(|lease| lease.address == *wanted);
-    if held.len() == asked.len() && held.iter().all(fits) && wanted.iter().all(is_held) {
-        return Ok(held);
-    }
-    Err(Error::Held { held, asked: network.into() })
 }
 
 fn exhausted(network: &str, family: Family, pools: &[Pool]) -> Error {

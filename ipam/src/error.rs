@@ -66,7 +66,7 @@ pub enum Error {
         key: Vec<u8>,
     },
     /// A container id or an interface name that cannot be a key.
-    #[error("{field} {name:?} is empty or has a zero byte")]
+    #[error("{field} {name:?} is empty or has a control character")]
     OwnerName {
         /// Which of the two.
         field: &'static str,

@@ -20,10 +20,10 @@ impl Owner {
     /// Checks the two names.
     ///
     /// # Errors
-    /// [`Error::OwnerName`] if one is empty or has a zero byte, [`Error::OwnerTooLong`].
+    /// [`Error::OwnerName`] if one is empty or has a control character, [`Error::OwnerTooLong`].
     pub fn new(container: &str, interface: &str) -> Result<Owner, Error> {
         for (field, name) in [("container id", container), ("interface name", interface)] {
-            if name.is_empty() || name.contains('\0') {
+            if name.is_empty() || name.contains(char::is_control) {
                 return Err(Error::OwnerName { field, name: name.into() });
             }
         }
@@ -72,9 +72,9 @@ mod tests {
     fn names_that_cannot_be_keys_are_refused() {
         let message =
             |container: &str, interface: &str| Owner::new(container, interface).unwrap_err().to_string();
-        assert_eq!(message("", "eth0"), r#"container id "" is empty or has a zero byte"#);
-        assert_eq!(message("a\0b", "eth0"), r#"container id "a\0b" is empty or has a zero byte"#);
-        assert_eq!(message("a", ""), r#"interface name "" is empty or has a zero byte"#);
+        assert_eq!(message("", "eth0"), r#"container id "" is empty or has a control character"#);
+        assert_eq!(message("a\0b", "eth0"), r#"container id "a\0b" is empty or has a control character"#);
+        assert_eq!(message("a", ""), r#"interface name "" is empty or has a control character"#);
         let long = "c".repeat(Owner::MAX_LEN - 3);
         assert_eq!(
             message(&long, "eth0"),

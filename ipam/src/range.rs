@@ -269,6 +269,18 @@ impl Span {
         (first <= last).then_some(Span { family, first, last, holes })
     }
 
+    /// Whether it is as [`Span::new`] makes it, whoever wrote it.
+    pub(crate) fn is_sound(&self) -> bool {
+        let mut free_from = self.first;
+        let in_order = self.holes.iter().all(|&(from, to)| {
+            let apart = free_from < from && from <= to && to < self.last;
+            // The number after the hole, which is an address: holes do not touch.
+            free_from = to.saturating_add(1);
+            apart
+        });
+        in_order && 0 < self.first && self.first <= self.last && address(self.family, self.last).is_some()
+    }
+
     /// How many addresses it has. Cannot overflow: the address 0 is the network address of every subnet it is in.
     pub(crate) fn len(&self) -> u128 {
         let holes: u128 = self.holes.iter().map(|(from, to)| to - from + 1).sum();

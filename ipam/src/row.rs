@@ -184,7 +184,17 @@ impl Pool {
         let [leased, head, tail] = [value.u64()?, value.u64()?, value.u64()?];
         let holes = value.all(|reader| Some((reader.u128()?, reader.u128()?)))?;
         let span = Span { family: Family::of(first), first: bits(first), last, holes };
-        (from.0.is_empty() && head <= tail).then_some(Pool { span, passed, leased, head, tail })
+        let pool = Pool { span, passed, leased, head, tail };
+        (from.0.is_empty() && pool.is_sound()).then_some(pool)
+    }
+
+    /// Numbers that cannot be would be counted with: an endless search, or an address for two.
+    fn is_sound(&self) -> bool {
+        let known = u128::from(self.leased) + u128::from(self.tail.saturating_sub(self.head));
+        self.span.is_sound()
+            && self.head <= self.tail
+            && self.passed <= self.span.last - self.span.first + 1
+            && known <= self.span.len()
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -292,7 +302,8 @@ fn parse_leases(owner: &Owner, value: &[u8]) -> Option<Vec<Lease>> {
     let mut reader = Reader(value);
     let [count] = reader.array()?;
     let addresses: Vec<IpAddr> = (0..count).map(|_| reader.address()).collect::<Option<_>>()?;
-    let network = std::str::from_utf8(reader.0).ok()?;
+    // Whoever leased did not let one pass that would break the lines it is told in.
+    let network = std::str::from_utf8(reader.0).ok().filter(|name| !name.contains(char::is_control))?;
     let lease = |address| Lease { owner: owner.clone(), network: network.into(), address };
     Some(addresses.into_iter().map(lease).collect())
 }
@@ -329,6 +340,7 @@ mod tests {
         let leases = decode_leases(&key, &encode_leases("net", &addresses)).unwrap();
         assert_eq!(leases.iter().map(|lease| lease.address).collect::<Vec<_>>(), addresses);
         assert!(leases.iter().all(|lease| lease.owner == owner() && lease.network == "net"));
+        assert!(decode_leases(&key, &encode_leases("a\nb", &addresses)).is_err());
         let torn = |value: &[u8]| value[..value.len() - 1].to_vec();
         assert!(Pool::decode(&pool.key(), &torn(&pool.encode())).is_err());
         assert!(Freed::decode(&pool.freed_key(5), &torn(&freed.encode())).is_err());
@@ -336,5 +348,31 @@ mod tests {
         assert!(Address::decode(&key, &torn(&Address::Freed(1).encode())).is_err());
         let err = Address::decode(&[2, 4], &[9]).unwrap_err();
         assert_eq!(err.to_string(), "address row [02, 04] of the store is damaged");
+    }
+
+    #[test]
+    fn a_pool_with_numbers_that_cannot_be_is_damaged() {
+        let span = Span { family: Family::V4, first: 2, last: 90, holes: vec![(5, 6), (8, 8)] };
+        let sound = Pool { span, passed: 89, leased: 85, head: 5, tail: 6 };
+        let decoded = |change: fn(&mut Pool)| {
+            let mut pool = sound.clone();
+            change(&mut pool);
+            Pool::decode(&pool.key(), &pool.encode()).is_ok()
+        };
+        assert!(decoded(|_| {}));
+        let unsound: [fn(&mut Pool); 9] = [
+            |pool| pool.passed = 90,
+            |pool| pool.leased = 86,
+            |pool| pool.tail = u64::MAX,
+            |pool| pool.head = 7,
+            |pool| pool.span.last = 1,
+            |pool| pool.span.last = 1 << 32,
+            |pool| pool.span.holes = vec![(6, 5)],
+            |pool| pool.span.holes = vec![(5, 6), (7, 8)],
+            |pool| pool.span.holes = vec![(5, u128::MAX)],
+        ];
+        for (index, change) in unsound.into_iter().enumerate() {
+            assert!(!decoded(change), "{index}");
+        }
     }
 }

@@ -21,6 +21,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -375,6 +376,12 @@ impl WriteTxn<'_> {
 
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         self.store.rows().put(&mut self.txn, key, value).map_err(failed("write"))
+    }
+
+    /// Deletes the rows whose keys lie between the two, and these.
+    pub(crate) fn delete_between(&mut self, from: &[u8], to: &[u8]) -> Result<(), Error> {
+        let between = (Bound::Included(from), Bound::Included(to));
+        self.store.rows().delete_range(&mut self.txn, &between).map(drop).map_err(failed("write"))
     }
 
     pub(crate) fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
