@@ -3,16 +3,14 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla};
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, ProtoTuple, Protocol, Tuple,
-};
+use netlink_packet_netfilter::conntrack::{ConntrackMessageType, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
 };
 use nix::libc;
 
 use crate::netfilter::Raw;
-use crate::netlink::errno;
+use crate::netlink::{attributes, errno};
 use crate::nft::Family;
 use crate::{Error, Netfilter};
 
@@ -29,6 +27,16 @@ pub enum Flows {
 
 /// Attributes of include/uapi/linux/netfilter/nfnetlink_conntrack.h that the library does not know.
 mod number {
+    /// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_NEW`.
+    pub(super) const CONNECTION: [u8; 2] = [1, 0];
+    /// `CTA_TUPLE_IP`, and in it `CTA_IP_V4_SRC` and `CTA_IP_V6_SRC`, `CTA_IP_V4_DST` and `CTA_IP_V6_DST`.
+    pub(super) const ADDRESSES: u16 = 1;
+    pub(super) const FROM: [u16; 2] = [1, 3];
+    pub(super) const TO: [u16; 2] = [2, 4];
+    /// `CTA_TUPLE_PROTO`, and in it `CTA_PROTO_NUM` and `CTA_PROTO_DST_PORT`.
+    pub(super) const PROTO: u16 = 2;
+    pub(super) const PROTOCOL: u16 = 1;
+    pub(super) const TO_PORT: u16 = 3;
     /// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`.
     pub(super) const ORIGINAL: u16 = 1;
     pub(super) const REPLY: u16 = 2;
@@ -45,6 +53,9 @@ mod number {
     pub(super) const BY_PROTOCOL: u32 = 1 << 3;
     pub(super) const BY_DESTINATION_PORT: u32 = 1 << 5;
 }
+
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
 
 impl Flows {
     fn family(self) -> NetfilterProtoFamily {
@@ -90,43 +101,16 @@ impl Flows {
         }
     }
 
-    /// Whether a connection is one of those that are meant.
-    fn has(self, attributes: &[ConntrackAttribute]) -> bool {
-        let [original, reply] = [tuples(attributes, false), tuples(attributes, true)];
+    /// Whether a connection is one of those that are meant; its first packet and the answers to it.
+    fn has(self, original: &[u8], reply: &[u8]) -> bool {
         match self {
-            Flows::ToUdpPort(_, port) => {
-                let parts = || original.iter().filter_map(|tuple| proto(tuple)).flatten();
-                parts().any(|part| *part == ProtoTuple::Protocol(Protocol::Udp))
-                    && parts().any(|part| *part == ProtoTuple::DestinationPort(port))
-            }
-            Flows::AnsweredBy(address) => ends(reply).any(|end| *end == IPTuple::SourceAddress(address)),
-            Flows::BegunBy(address) => ends(original).any(|end| *end == IPTuple::SourceAddress(address)),
+            Flows::ToUdpPort(_, port) => nested(original, number::PROTO).is_some_and(|proto| {
+                nested(proto, number::PROTOCOL) == Some([UDP].as_slice())
+                    && nested(proto, number::TO_PORT) == Some(port.to_be_bytes().as_slice())
+            }),
+            Flows::AnsweredBy(from) => address(reply, number::FROM) == Some(from),
+            Flows::BegunBy(from) => address(original, number::FROM) == Some(from),
         }
-    }
-}
-
-/// One direction of a connection: that of its first packet, or that of the answers.
-fn tuples(attributes: &[ConntrackAttribute], reply: bool) -> &[Tuple] {
-    let found = attributes.iter().find_map(|attribute| match attribute {
-        ConntrackAttribute::CtaTupleOrig(tuples) if !reply => Some(tuples),
-        ConntrackAttribute::CtaTupleReply(tuples) if reply => Some(tuples),
-        _ => None,
-    });
-    found.map(Vec::as_slice).unwrap_or_default()
-}
-
-fn ends(tuples: &[Tuple]) -> impl Iterator<Item = &IPTuple> {
-    let ends = tuples.iter().filter_map(|tuple| match tuple {
-        Tuple::Ip(ends) => Some(ends),
-        _ => None,
-    });
-    ends.flatten()
-}
-
-fn proto(tuple: &Tuple) -> Option<&Vec<ProtoTuple>> {
-    match tuple {
-        Tuple::Proto(parts) => Some(parts),
-        _ => None,
     }
 }
 
@@ -142,7 +126,7 @@ fn nest<T: Nla>(kind: u16, attributes: &[T]) -> DefaultNla {
 pub struct Connection {
     /// Where its first packet was sent to, before any translation.
     pub to: IpAddr,
-    identity: Vec<ConntrackAttribute>,
+    identity: Vec<DefaultNla>,
 }
 
 fn message(family: NetfilterProtoFamily, inner: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
@@ -175,7 +159,12 @@ impl Netfilter {
     pub fn forget(&self, connection: Connection) -> Result<(), Error> {
         let Connection { to, identity } = connection;
         let family = if to.is_ipv4() { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 };
-        match self.ask(message(family, ConntrackMessage::Delete(identity)), NLM_F_ACK) {
+        let delete = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Conntrack,
+            message_type: ConntrackMessageType::Delete.into(),
+            attributes: identity,
+        };
+        match self.ask(message(family, delete), NLM_F_ACK) {
             Err(err) if errno(&err) == Some(libc::ENOENT) => Ok(()),
             Err(source) => Err(Error::Netfilter { op: format!("forget a connection to {to}"), source }),
             Ok(_) => Ok(()),
@@ -183,20 +172,32 @@ impl Netfilter {
     }
 }
 
-fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
-    let Some(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes))) = answer.parse() else {
+/// Its identity: its first packet's addresses, its number, its zone. `None` if it is not meant.
+pub(crate) fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
+    if answer.kind() != number::CONNECTION {
         return None;
-    };
-    let to = ends(tuples(&attributes, false)).find_map(|end| match end {
-        IPTuple::DestinationAddress(to) => Some(*to),
-        _ => None,
+    }
+    let original = answer.attribute(number::ORIGINAL)?;
+    let reply = answer.attribute(number::REPLY).unwrap_or_default();
+    let to = address(original, number::TO).filter(|_| flows.has(original, reply))?;
+    let plain = [number::ID, number::ZONE].into_iter().filter_map(|kind| {
+        let value = answer.attribute(kind)?;
+        Some(DefaultNla::new(kind, value.to_vec()))
     });
-    let to = to.filter(|_| flows.has(&attributes))?;
-    Some(Connection { to, identity: attributes.into_iter().filter(is_identity).collect() })
+    let original = DefaultNla::new(number::ORIGINAL | NLA_F_NESTED, original.to_vec());
+    Some(Connection { to, identity: [original].into_iter().chain(plain).collect() })
 }
 
-/// What names one connection: its first packet's addresses, its number, its zone.
-fn is_identity(attribute: &ConntrackAttribute) -> bool {
-    let kind = attribute.kind() & !NLA_F_NESTED;
-    matches!(attribute, ConntrackAttribute::CtaTupleOrig(_)) || kind == number::ID || kind == number::ZONE
+/// An end of one direction of a connection: the numbers of an IPv4 and of an IPv6 address there.
+fn address(tuple: &[u8], [ipv4, ipv6]: [u16; 2]) -> Option<IpAddr> {
+    let addresses = nested(tuple, number::ADDRESSES)?;
+    attributes(addresses).find_map(|(kind, value)| match kind {
+        kind if kind == ipv4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+        kind if kind == ipv6 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        _ => None,
+    })
+}
+
+fn nested(bytes: &[u8], number: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(kind, _)| *kind == number).map(|(_, value)| value)
 }

@@ -10,7 +10,7 @@ use std::io;
 use netlink_packet_core::{
     NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
+use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
 use nix::libc;
@@ -18,7 +18,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBufForce;
 
 use crate::Error;
-use crate::netlink::{HEADER, refused};
+use crate::netlink::{HEADER, attributes, refused};
 use crate::nft::{self, Batch};
 
 /// What a socket takes at once without being told (`net.core.wmem_default` is 208 kB at least).
@@ -40,7 +40,8 @@ pub struct Changes {
     socket: TokioSocket,
 }
 
-/// A message that is not taken apart yet: the library does it in quadratic time, 10,000 elements in seconds.
+/// A message that is not taken apart: the library does it in quadratic time, 10,000 elements in seconds, and panics where the
+/// length of a nested attribute is wrong.
 #[derive(Debug)]
 pub(crate) struct Raw {
     header: NetlinkHeader,
@@ -66,9 +67,20 @@ impl Raw {
         self.bytes.get(4..).unwrap_or_default()
     }
 
-    /// The whole of it; `None` if it cannot be read.
-    pub(crate) fn parse(&self) -> Option<NetfilterMessageInner> {
-        NetfilterMessage::deserialize(&self.header, &self.bytes).ok().map(|message| message.inner)
+    /// The subsystem and the number of the message in it (`NFNL_SUBSYS_ID` in include/uapi/linux/netfilter/nfnetlink.h).
+    pub(crate) fn kind(&self) -> [u8; 2] {
+        self.header.message_type.to_be_bytes()
+    }
+
+    /// The value of the first attribute of a number.
+    pub(crate) fn attribute(&self, number: u16) -> Option<&[u8]> {
+        attributes(self.attributes()).find(|(kind, _)| *kind == number).map(|(_, value)| value)
+    }
+
+    /// The same as text, which ends with a zero byte.
+    pub(crate) fn text(&self, number: u16) -> Option<String> {
+        let bytes = self.attribute(number)?;
+        Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
     }
 }
 
@@ -187,7 +199,7 @@ impl Changes {
 }
 
 /// Whether `is` holds for one of the messages at least.
-fn each(bytes: &[u8], mut is: impl FnMut(NetlinkMessage<Raw>) -> bool) -> io::Result<bool> {
+pub(crate) fn each(bytes: &[u8], mut is: impl FnMut(NetlinkMessage<Raw>) -> bool) -> io::Result<bool> {
     let (mut rest, mut found) = (bytes, false);
     while !rest.is_empty() {
         let message = NetlinkMessage::<Raw>::deserialize(rest)

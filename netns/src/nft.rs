@@ -1,18 +1,16 @@
 //! nftables tables of family `inet`, which holds IPv4 and IPv6: changed by transactions, looked up, listed.
 
-mod batch;
+pub(crate) mod batch;
 mod closed;
 mod expr;
 mod loss;
-mod set;
+pub(crate) mod set;
 
 use std::collections::BTreeMap;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_netfilter::nftables::NfTablesMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use nix::libc;
 
 use crate::netfilter::Raw;
@@ -23,6 +21,9 @@ pub use batch::{Base, Batch, Hook, Kind};
 pub use expr::{Direction, Expr, Family, Field, Slot};
 pub(crate) use loss::is_loss;
 pub use set::{Element, Set, Type, Value};
+
+/// `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
+const SUBSYSTEM: u8 = 10;
 
 impl Netfilter {
     /// Whether the table exists.
@@ -43,8 +44,7 @@ impl Netfilter {
         let found = self.look(batch::get_generation(), NLM_F_ACK, op)?;
         found
             .iter()
-            .filter_map(parse)
-            .find_map(|message| batch::generation_of(&message))
+            .find_map(batch::generation_of)
             .ok_or_else(|| Error::Netfilter { op: op(), source: std::io::ErrorKind::InvalidData.into() })
     }
 
@@ -76,7 +76,7 @@ impl Netfilter {
         let op = || format!("list the rules of table {table}");
         let mut counts = BTreeMap::new();
         for rule in self.look(batch::get_rules(table), NLM_F_DUMP, op)? {
-            if let Some(chain) = parse(&rule).and_then(|rule| batch::chain_of(&rule)) {
+            if let Some(chain) = batch::chain_of(&rule) {
                 *counts.entry(chain).or_default() += 1;
             }
         }
@@ -89,13 +89,6 @@ impl Netfilter {
             Err(err) if errno(&err) == Some(libc::ENOENT) => Ok(Vec::new()),
             found => found.map_err(|source| Error::Netfilter { op: op(), source }),
         }
-    }
-}
-
-fn parse(raw: &Raw) -> Option<NfTablesMessage> {
-    match raw.parse() {
-        Some(NetfilterMessageInner::NfTables(message)) => Some(message),
-        _ => None,
     }
 }
 

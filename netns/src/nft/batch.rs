@@ -4,17 +4,18 @@ use netlink_packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
 };
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, GenMessage, Hook as HookAttribute, HookNumber,
-    InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage, SetElementMessage, SetMessage,
-    TableAttribute, TableMessage,
+    ChainAttribute, ChainMessage, GenMessage, Hook as HookAttribute, HookNumber, InetHookNumber,
+    NfTablesMessage, RuleAttribute, RuleMessage, SetElementMessage, SetMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use nix::libc;
 
+use super::SUBSYSTEM;
 use super::expr::Expr;
 use super::inet;
 use super::set::{Element, Set, list};
+use crate::netfilter::Raw;
 
 /// Where a base chain hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,24 +211,17 @@ pub(super) fn get_rules(table: &str) -> NfTablesMessage {
     NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] })
 }
 
-/// The chain of a listed rule.
-pub(super) fn chain_of(message: &NfTablesMessage) -> Option<String> {
-    let NfTablesMessage::NewRule(rule) = message else { return None };
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Chain(chain) => Some(chain.clone()),
-        _ => None,
-    })
+/// The chain of a listed rule (`NFT_MSG_NEWRULE`, `NFTA_RULE_CHAIN` in include/uapi/linux/netfilter/nf_tables.h).
+pub(crate) fn chain_of(message: &Raw) -> Option<String> {
+    (message.kind() == [SUBSYSTEM, 6]).then(|| message.text(2))?
 }
 
 pub(super) fn get_generation() -> NfTablesMessage {
     NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() })
 }
 
-/// The generation in an answer.
-pub(super) fn generation_of(message: &NfTablesMessage) -> Option<u32> {
-    let NfTablesMessage::NewGen(generation) = message else { return None };
-    generation.attributes.iter().find_map(|attribute| match attribute {
-        GenAttribute::Id(id) => Some(*id),
-        _ => None,
-    })
+/// The generation in an answer (`NFT_MSG_NEWGEN`, `NFTA_GEN_ID`).
+pub(crate) fn generation_of(message: &Raw) -> Option<u32> {
+    let id = (message.kind() == [SUBSYSTEM, 15]).then(|| message.attribute(1))??;
+    id.first_chunk().map(|id| u32::from_be_bytes(*id))
 }

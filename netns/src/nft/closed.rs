@@ -2,15 +2,23 @@
 //! rule in another table can undo it. Tables of iptables' older kind are not among them.
 
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage,
-};
+use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use crate::netfilter::Raw;
+use crate::netlink::attributes;
 use crate::{Error, Netfilter};
 
-/// `NF_DROP` (include/uapi/linux/netfilter.h).
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_NEWCHAIN`.
+const CHAIN: [u8; 2] = [10, 3];
+/// `NFTA_CHAIN_TABLE`, `..._NAME`, `..._HOOK`, `..._POLICY`, and `NFTA_HOOK_HOOKNUM` (include/uapi/linux/netfilter/nf_tables.h).
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+const HOOK: u16 = 4;
+const POLICY: u16 = 5;
+const HOOK_NUMBER: u16 = 1;
+/// `NF_INET_FORWARD`, `NF_DROP` (include/uapi/linux/netfilter.h).
+const FORWARD: u32 = 2;
 const DROP: u32 = 0;
 
 impl Netfilter {
@@ -36,18 +44,13 @@ fn closed(raw: &Raw) -> Option<String> {
         // A bridge or a device sees no forwarded packets of pods.
         _ => return None,
     };
-    let Some(NfTablesMessage::NewChain(ChainMessage { attributes })) = super::parse(raw) else { return None };
-    let (mut table, mut name, mut forwards, mut drops) = ("", "", false, false);
-    for attribute in &attributes {
-        match attribute {
-            ChainAttribute::Table(text) => table = text,
-            ChainAttribute::Name(text) => name = text,
-            ChainAttribute::Policy(policy) => drops = *policy == DROP,
-            ChainAttribute::Hook(hook) => {
-                forwards = hook.contains(&Hook::Number(HookNumber::Inet(InetHookNumber::Forward)));
-            }
-            _ => {}
-        }
+    if raw.kind() != CHAIN {
+        return None;
     }
+    let number = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).map_or(u32::MAX, u32::from_be_bytes);
+    let hook = raw.attribute(HOOK).and_then(|hook| attributes(hook).find(|(kind, _)| *kind == HOOK_NUMBER));
+    let forwards = hook.is_some_and(|(_, value)| number(value) == FORWARD);
+    let drops = raw.attribute(POLICY).is_some_and(|policy| number(policy) == DROP);
+    let (table, name) = (raw.text(TABLE)?, raw.text(NAME)?);
     (forwards && drops).then(|| format!("{family} {table} {name}"))
 }

@@ -118,7 +118,7 @@ impl Element {
 }
 
 /// A message's attributes for some elements of one set.
-pub(super) fn list(table: &str, set: &str, elements: &[Element]) -> Vec<SetElementList> {
+pub(crate) fn list(table: &str, set: &str, elements: &[Element]) -> Vec<SetElementList> {
     let elements = elements.iter().map(|element| ListAttribute::Element(element.attributes())).collect();
     vec![
         SetElementList::Table(table.to_owned()),
@@ -152,7 +152,7 @@ mod number {
 }
 
 /// The elements in one part of a dump.
-pub(super) fn elements_of(message: &[u8]) -> Vec<Element> {
+pub(crate) fn elements_of(message: &[u8]) -> Vec<Element> {
     let lists = nested(message, number::ELEMENTS);
     lists.flat_map(|list| nested(list, number::ELEMENT)).filter_map(element_of).collect()
 }
