@@ -241,7 +241,7 @@ fn attribute(to: &mut Vec<u8>, kind: u16, payload: &[u8]) {
 }
 
 /// The messages of one datagram: type and what follows the header. Ends at what is cut short.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
@@ -265,15 +265,15 @@ fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// `struct nlmsgerr`: minus the error number, or zero.
-fn acknowledged(body: &[u8]) -> Result<(), Errno> {
+pub(crate) fn acknowledged(body: &[u8]) -> Result<(), Errno> {
     match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
-        Some(code) => Err(Errno::from_raw(-code)),
+        Some(code) => Err(Errno::from_raw(code.saturating_neg())),
         None => Err(Errno::EBADMSG),
     }
 }
 
-fn read_filter(body: &[u8]) -> Filter {
+pub(crate) fn read_filter(body: &[u8]) -> Filter {
     let mut found = Filter { name: String::new(), program: None };
     for (kind, payload) in attributes(body.get(TCMSG..).unwrap_or_default()) {
         if kind != TCA_OPTIONS {
@@ -290,4 +290,19 @@ fn read_filter(body: &[u8]) -> Filter {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_number_that_cannot_be_is_an_error() {
+        for code in [i32::MIN, i32::MAX, -9999] {
+            assert!(acknowledged(&code.to_ne_bytes()).is_err(), "{code}");
+        }
+        assert_eq!(acknowledged(&(-2_i32).to_ne_bytes()), Err(Errno::ENOENT));
+        assert_eq!(acknowledged(&[0; 4]), Ok(()));
+        assert_eq!(acknowledged(&[0; 3]), Err(Errno::EBADMSG));
+    }
 }
