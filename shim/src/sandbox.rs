@@ -61,11 +61,11 @@ pub(crate) enum Error {
     NoRoot { kind: &'static str, first: u32, length: u32 },
     #[error("sandbox-init: {0}")]
     Inside(String),
-    #[error("sandbox options: got {0}, want runtime.v1.PodSandboxConfig")]
+    #[error("sandbox options: got {0:?}, want runtime.v1.PodSandboxConfig")]
     Options(String),
     #[error("decode runtime.v1.PodSandboxConfig")]
     Decode(#[source] protobuf::Error),
-    #[error("sysctl {0} belongs to no namespace of the pod")]
+    #[error("sysctl {0:?} belongs to no namespace of the pod")]
     NodeSysctl(String),
     #[error("cgroup parent {0:?} leads upwards")]
     CgroupParent(String),

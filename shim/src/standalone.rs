@@ -90,7 +90,7 @@ pub(crate) async fn detach(config: &Config, namespace: &str, id: &str) -> Result
 }
 
 /// The addresses that the annotations ask for by name.
-fn asked(spec: &Value) -> Result<Asked, Error> {
+pub(crate) fn asked(spec: &Value) -> Result<Asked, Error> {
     let annotation = |name: &str| spec["annotations"][name].as_str();
     let ips = annotation(asked::IPS).map(asked::list).unwrap_or_default();
     let mac = annotation(asked::MAC).map(str::to_owned);
@@ -98,8 +98,8 @@ fn asked(spec: &Value) -> Result<Asked, Error> {
 }
 
 /// The entry of the spec that asks for a new network namespace (runtime-spec, config-linux.md: no `path`).
-fn new_network_namespace(spec: &mut Value) -> Option<&mut Value> {
-    let entries = spec["linux"]["namespaces"].as_array_mut()?;
+pub(crate) fn new_network_namespace(spec: &mut Value) -> Option<&mut Value> {
+    let entries = spec.pointer_mut("/linux/namespaces")?.as_array_mut()?;
     entries
         .iter_mut()
         .find(|entry| entry["type"] == "network" && entry["path"].as_str().is_none_or(str::is_empty))
@@ -154,5 +154,13 @@ mod tests {
         assert_eq!(super::asked(&json!({})).unwrap(), Asked::default());
         let err = super::asked(&json!({ "annotations": { "weft.dev/mac": "x" } })).unwrap_err();
         assert!(matches!(err, Error::Asked(asked::Error::Mac { .. })), "{err}");
+    }
+
+    #[test]
+    fn a_linux_part_that_is_no_object_asks_for_no_namespace() {
+        for mut spec in [json!({ "linux": 5 }), json!({ "linux": { "namespaces": 5 } }), json!([]), json!(9)]
+        {
+            assert!(new_network_namespace(&mut spec).is_none(), "{spec}");
+        }
     }
 }

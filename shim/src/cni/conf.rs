@@ -187,6 +187,17 @@ pub(super) fn asked_version(text: &[u8]) -> String {
     asked.unwrap_or(LATEST).to_owned()
 }
 
+/// Names the field: what the parser says of a value that it does not like is where, and not what.
+fn shape(err: serde_path_to_error::Error<serde_json::Error>) -> Failure {
+    // A key may be anything.
+    let field = err.path().to_string().escape_debug().to_string();
+    match err.into_inner() {
+        // A field of the outermost object that is missing, or there twice: it says which.
+        source if field == "." => Failure::Json(source),
+        source => Failure::Shape { field, source },
+    }
+}
+
 impl Conf {
     pub(super) fn parse(text: &[u8]) -> Result<Conf, Failure> {
         let value: Value = serde_json::from_slice(text).map_err(Failure::Json)?;
@@ -195,7 +206,7 @@ impl Conf {
             return Err(Failure::Version { found: version });
         }
         let bandwidth = Stated::deserialize(&value).map_err(Failure::Json)?;
-        let raw: Raw = serde_json::from_value(value).map_err(Failure::Json)?;
+        let raw: Raw = serde_path_to_error::deserialize(value).map_err(shape)?;
         let name = raw.name.filter(|name| !name.is_empty());
         Ok(Conf {
             version: raw.version.unwrap_or(version),
@@ -278,6 +289,10 @@ impl Conf {
 
 /// Checks what the network `name` is.
 pub(crate) fn network(name: &str, network: &config::Network) -> Result<Network, Failure> {
+    if name.contains(char::is_control) {
+        let problem = format!("is {name:?}, want no control characters");
+        return Err(Failure::Conf { field: "name", problem });
+    }
     if network.ranges.is_empty() {
         let problem = format!("are missing, and the node's configuration has no [network.{name}]");
         return Err(Failure::Conf { field: "ranges", problem });
@@ -407,5 +422,32 @@ mod tests {
             config::Network { ranges: vec![range], mtu: Some(1400), ..Default::default() },
         );
         assert_eq!(conf.network(&config).unwrap().mtu, Some(1400));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_with_its_place() {
+        for (part, text) in [
+            (r#""mtu":"x""#, r#"network configuration: mtu: invalid type: string "x", expected u32"#),
+            (
+                r#""ranges":[{"subnet":"10.0.0.0/8"},{"subnet":7}]"#,
+                "network configuration: ranges[1].subnet: ",
+            ),
+            (r#""ranges":[{"su\net":7}]"#, r"network configuration: ranges[0].su\net: unknown field"),
+            (
+                r#""runtimeConfig":{"portMappings":[{"hostPort":"a"}]}"#,
+                "network configuration: runtimeConfig.portMappings[0].hostPort: invalid type",
+            ),
+        ] {
+            let err = parse(&format!(r#"{{"cniVersion":"1.1.0","name":"n",{part}}}"#)).unwrap_err();
+            assert!(crate::error::chain(&err).starts_with(text), "{}", crate::error::chain(&err));
+        }
+    }
+
+    #[test]
+    fn a_network_whose_name_would_break_lines_is_refused() {
+        let conf =
+            parse("{\"cniVersion\":\"1.1.0\",\"name\":\"a\\nb\",\"ranges\":[{\"subnet\":\"10.0.0.0/24\"}]}");
+        let err = conf.unwrap().network(&Config::default()).unwrap_err();
+        assert_eq!(err.to_string(), r#"network configuration: name is "a\nb", want no control characters"#);
     }
 }

@@ -1,5 +1,6 @@
 //! The `CNI_*` variables (CNI specification 1.1, section 2).
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use weft_ipam::Owner;
@@ -20,10 +21,17 @@ pub(super) enum Command {
     Gc,
 }
 
+/// Where variables are looked up: in the process's environment.
+pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
 impl Command {
     pub(super) fn from_env() -> Result<Command, Failure> {
+        Self::of(&|name| std::env::var_os(name))
+    }
+
+    pub(super) fn of(variables: Variables<'_>) -> Result<Command, Failure> {
         let name = "CNI_COMMAND";
-        match required(name)?.as_str() {
+        match required(variables, name)?.as_str() {
             "ADD" => Ok(Command::Add),
             "DEL" => Ok(Command::Del),
             "CHECK" => Ok(Command::Check),
@@ -63,18 +71,23 @@ pub(super) struct Env {
 
 impl Env {
     pub(super) fn read(command: Command) -> Result<Env, Failure> {
-        let container = required("CNI_CONTAINERID")?;
+        Self::of(command, &|name| std::env::var_os(name))
+    }
+
+    pub(super) fn of(command: Command, variables: Variables<'_>) -> Result<Env, Failure> {
+        let container = required(variables, "CNI_CONTAINERID")?;
         if !is_identifier(&container) {
             let problem =
                 format!("is {container:?}, want letters, digits, '_', '.' and '-' after a letter or digit");
             return Err(Failure::Variable { name: "CNI_CONTAINERID", problem });
         }
-        let interface = required("CNI_IFNAME")?.parse().map_err(Failure::Interface)?;
-        let netns = variable("CNI_NETNS")?.map(PathBuf::from);
+        let interface = required(variables, "CNI_IFNAME")?.parse().map_err(Failure::Interface)?;
+        let netns = variable(variables, "CNI_NETNS")?.map(PathBuf::from);
         if netns.is_none() && matches!(command, Command::Add | Command::Check) {
             return Err(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() });
         }
-        Ok(Env { container, interface, netns, args: variable("CNI_ARGS")?.unwrap_or_default() })
+        let args = variable(variables, "CNI_ARGS")?.unwrap_or_default();
+        Ok(Env { container, interface, netns, args })
     }
 
     pub(super) fn owner(&self) -> Result<Owner, Failure> {
@@ -118,18 +131,16 @@ fn is_identifier(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-fn variable(name: &'static str) -> Result<Option<String>, Failure> {
-    match std::env::var_os(name).map(std::ffi::OsString::into_string) {
-        Some(Err(text)) => {
-            Err(Failure::Variable { name, problem: format!("is not UTF-8: {}", text.display()) })
-        }
+fn variable(variables: Variables<'_>, name: &'static str) -> Result<Option<String>, Failure> {
+    match variables(name).map(OsString::into_string) {
+        Some(Err(text)) => Err(Failure::Variable { name, problem: format!("is not UTF-8: {text:?}") }),
         Some(Ok(text)) if !text.is_empty() => Ok(Some(text)),
         _ => Ok(None),
     }
 }
 
-fn required(name: &'static str) -> Result<String, Failure> {
-    variable(name)?.ok_or(Failure::Variable { name, problem: "is missing".into() })
+fn required(variables: Variables<'_>, name: &'static str) -> Result<String, Failure> {
+    variable(variables, name)?.ok_or(Failure::Variable { name, problem: "is missing".into() })
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(crate) enum Failure {
     Input(#[source] io::Error),
     #[error("parse the network configuration")]
     Json(#[source] serde_json::Error),
+    #[error("network configuration: {field}")]
+    Shape { field: String, source: serde_json::Error },
     #[error("cniVersion {found:?} is not supported, want one of {}", VERSIONS.join(", "))]
     Version { found: String },
     #[error("{name} {problem}")]
@@ -76,7 +78,7 @@ impl Failure {
             Failure::Unknown { .. } => 3,
             Failure::Variable { .. } | Failure::Interface(_) | Failure::Owner(_) => 4,
             Failure::Input(_) => 5,
-            Failure::Json(_) => 6,
+            Failure::Json(_) | Failure::Shape { .. } => 6,
             Failure::Conf { .. } | Failure::Range(_) | Failure::Asked(_) => 7,
             Failure::Full { .. } => 50,
             Failure::Pod(err) => pod_code(err),

@@ -74,11 +74,12 @@ impl Facts<'_> {
             Some(Value::Bool(true)) => "ro",
             _ => "rw",
         };
-        let mounts = &mut spec["mounts"];
-        if mounts.is_null() {
-            *mounts = json!([]);
+        if let Some(spec) = spec.as_object_mut()
+            && spec.get("mounts").is_none_or(Value::is_null)
+        {
+            spec.insert("mounts".into(), json!([]));
         }
-        if let Some(mounts) = mounts.as_array_mut() {
+        if let Some(mounts) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
             for name in ["hostname", "hosts", "resolv.conf"] {
                 let destination = format!("/etc/{name}");
                 if find(mounts, &destination).is_none() {
@@ -240,5 +241,19 @@ mod tests {
         let want =
             ["/proc/10/ns/net", "/proc/10/ns/ipc", "/proc/11/ns/pid", "/proc/99/ns/pid", "/proc/10/ns/uts"];
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_configuration_of_another_shape_is_left_to_the_oci_runtime() {
+        for spec in [json!(9), json!([]), json!(null), json!("x")] {
+            assert_eq!(adapted(spec.clone()), spec);
+        }
+        for odd in [json!({ "mounts": 5, "linux": 6 }), json!({ "mounts": {}, "linux": { "namespaces": 7 } })]
+        {
+            assert_eq!(adapted(odd.clone()), odd);
+        }
+        let mounts = adapted(json!({ "mounts": [5, []] }));
+        assert_eq!(mounts["mounts"].as_array().unwrap().len(), 2 + 4);
+        assert_eq!(adapted(json!({ "mounts": null }))["mounts"].as_array().unwrap().len(), 4);
     }
 }

@@ -11,7 +11,7 @@ use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::topics;
 use nix::unistd::{Gid, Uid};
 use protobuf::{Message, MessageField};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::TaskContext;
 use super::cgroup::Cgroup;
@@ -134,7 +134,7 @@ impl Container {
     }
 }
 
-fn switches(options: &Options) -> Vec<&'static str> {
+pub(super) fn switches(options: &Options) -> Vec<&'static str> {
     let all = [(options.no_pivot_root, NO_PIVOT), (options.no_new_keyring, "--no-new-keyring")];
     all.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name).collect()
 }
@@ -181,7 +181,7 @@ fn publish(container: &Container, request: &CreateTaskRequest) {
     container.context.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &event);
 }
 
-fn options(request: &CreateTaskRequest) -> Result<Options, Error> {
+pub(super) fn options(request: &CreateTaskRequest) -> Result<Options, Error> {
     match request.options.as_ref().filter(|any| any.type_url.trim_start_matches('/') == OPTIONS) {
         None => Ok(Options::default()),
         Some(any) => Options::parse_from_bytes(&any.value)
@@ -208,7 +208,9 @@ async fn prepare_spec(context: &TaskContext, id: &str, bundle: &Path) -> Result<
     let path = bundle.join("config.json");
     let failed = |op| move |source: io::Error| Error::Bundle { op, path: bundle.join("config.json"), source };
     let text = std::fs::read(&path).map_err(failed("read"))?;
-    let before: Value = serde_json::from_slice(&text).map_err(|err| failed("parse")(err.into()))?;
+    let before: Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|err| failed("parse")(err.into()))?;
+    let before = Value::Object(before);
     let mut spec = before.clone();
     let adapt = |source: Box<dyn std::error::Error + Send + Sync>| Error::Adapt { id: id.to_owned(), source };
     context.sandbox.adapt_spec(&mut spec).map_err(|err| adapt(err.into()))?;
@@ -259,6 +261,6 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 }
 
 /// An id becomes the name of a folder of the OCI runtime.
-fn is_name(id: &str) -> bool {
+pub(super) fn is_name(id: &str) -> bool {
     !id.is_empty() && id != "." && id != ".." && !id.contains(['/', '\0']) && !id.starts_with('-')
 }

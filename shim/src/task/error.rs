@@ -124,6 +124,7 @@ impl Error {
                 | rootfs::Error::Option { .. }
                 | rootfs::Error::Transform { .. }
                 | rootfs::Error::Template { .. }
+                | rootfs::Error::TooLong { .. }
                 | rootfs::Error::Folders { .. }
                 // The kernel knows no such file system (mount(2)).
                 | rootfs::Error::Mount { source: Errno::ENODEV, .. },

@@ -46,13 +46,14 @@ impl Target {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let path = path.find('/').and_then(|start| decode(path.get(start..)?, false));
         let path = path.map(|bytes| PathBuf::from(OsString::from_vec(bytes)));
-        let path = path.ok_or_else(|| unusable(rest, "an absolute path, percent-encoded"));
+        let path = path.ok_or_else(|| unusable(&format!("{rest:?}"), "an absolute path, percent-encoded"));
         match scheme {
             "fifo" => Ok(Target::Path(path?)),
             "file" => Ok(Target::File(path?)),
             "binary" | "binary-v2" => Ok(Target::Binary(Binary {
                 path: path?,
-                args: arguments(query).ok_or_else(|| unusable(query, "a percent-encoded query"))?,
+                args: arguments(query)
+                    .ok_or_else(|| unusable(&format!("{query:?}"), "a percent-encoded query"))?,
                 must_say_ready: scheme == "binary-v2",
             })),
             other => Err(unusable(
@@ -133,9 +134,9 @@ mod tests {
                 "npipe:////./pipe/x",
                 "got scheme \"npipe\", want a path or scheme fifo, file, binary or binary-v2",
             ),
-            ("file://relative", "got relative, want an absolute path, percent-encoded"),
-            ("binary:///bin/log%2", "got /bin/log%2, want an absolute path, percent-encoded"),
-            ("binary:///bin/log?a=%zz", "got a=%zz, want a percent-encoded query"),
+            ("file://relative", "got \"relative\", want an absolute path, percent-encoded"),
+            ("binary:///bin/log%2", "got \"/bin/log%2\", want an absolute path, percent-encoded"),
+            ("binary:///bin/log?a=%zz", "got \"a=%zz\", want a percent-encoded query"),
         ];
         for (address, why) in table {
             let text = Target::parse(address).unwrap_err().to_string();

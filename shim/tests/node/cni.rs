@@ -329,7 +329,7 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
             ranges(json!({ "subnet": "10.0.0.0" })),
             &[],
             6,
-            "parse the network configuration",
+            "network configuration: ranges[0].subnet: invalid IP address syntax",
         ),
         (
             "an unknown key in a range",

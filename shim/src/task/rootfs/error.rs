@@ -25,7 +25,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// An option that says nothing here.
-    #[error("mount {kind} {mounted}: option {option:?} is not supported")]
+    #[error("mount {kind:?} {mounted:?}: option {option:?} is not supported")]
     Option {
         /// File system.
         kind: String,
@@ -35,7 +35,7 @@ pub(crate) enum Error {
         option: String,
     },
     /// A type that asks for something first that is not known.
-    #[error("mount type {kind:?} has an unknown transform; format and mkdir are supported")]
+    #[error("mount type {kind:?} has an unknown transform; format and mkdir are supported, each once")]
     Transform {
         /// The type.
         kind: String,
@@ -47,6 +47,14 @@ pub(crate) enum Error {
         text: String,
         /// How many mounts come before it.
         mounts: usize,
+    },
+    /// A template that names others that name others: it would take all memory.
+    #[error("template {text:?} has more than {most} bytes when it is filled in")]
+    TooLong {
+        /// As given.
+        text: String,
+        /// Of bytes.
+        most: usize,
     },
     /// An option about folders that is none.
     #[error("option {option:?} is not X-containerd.mkdir.path=PATH[:MODE[:UID:GID]]")]

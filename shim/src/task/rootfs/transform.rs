@@ -10,6 +10,9 @@ use containerd_shim_protos::types::mount::Mount;
 
 use super::Error;
 
+/// Of a filled template, in bytes. A thousand layers need less.
+const LONGEST: usize = 128 << 10;
+
 const MKDIR: &str = "X-containerd.mkdir.";
 
 /// A mount that was made aside, for those after it.
@@ -31,8 +34,14 @@ pub(super) fn aside(mounts: &[Mount]) -> usize {
 /// The plain mount that `mount` stands for, after its transforms from the left to the right. Folders that are made go to `made`.
 pub(super) fn apply(mount: &Mount, active: &[Active], made: &mut Vec<PathBuf>) -> Result<Mount, Error> {
     let mut plain = mount.clone();
+    let unknown = || Error::Transform { kind: mount.type_.clone() };
+    let mut done = Vec::new();
     while let Some((transform, rest)) = plain.type_.clone().split_once('/') {
         plain.type_ = rest.to_owned();
+        if done.iter().any(|name| name == transform) {
+            return Err(unknown());
+        }
+        done.push(transform.to_owned());
         match transform {
             "format" => {
                 plain.source = fill(&plain.source, active)?;
@@ -45,7 +54,7 @@ pub(super) fn apply(mount: &Mount, active: &[Active], made: &mut Vec<PathBuf>) -
                 folders.iter().try_for_each(|option| make_folder(option, made))?;
                 plain.options = others;
             }
-            _ => return Err(Error::Transform { kind: mount.type_.clone() }),
+            _ => return Err(unknown()),
         }
     }
     Ok(plain)
@@ -60,6 +69,9 @@ fn fill(text: &str, active: &[Active]) -> Result<String, Error> {
         let (template, after) = after.split_once("}}").ok_or_else(bad)?;
         filled.push_str(before);
         filled.push_str(&value(template, active).ok_or_else(bad)?);
+        if filled.len() > LONGEST {
+            return Err(Error::TooLong { text: text.to_owned(), most: LONGEST });
+        }
         rest = after;
     }
     filled.push_str(rest);
@@ -180,5 +192,21 @@ mod tests {
         }
         assert!(!dir.path().join("c").exists(), "what is refused makes nothing");
         assert!(matches!(make("no/such", ""), Err(Error::Folder { .. })));
+    }
+
+    #[test]
+    fn templates_that_fill_in_each_other_end() {
+        let mut active = vec![Active { source: "x".repeat(64), target: String::new(), point: "/m/0".into() }];
+        let mut filled = Ok(String::new());
+        while filled.is_ok() && active.len() < 100 {
+            let last = active.len() - 1;
+            filled = fill(&format!("{{{{ source {last} }}}}{{{{ source {last} }}}}"), &active);
+            let source = filled.as_ref().map_or_else(|_| String::new(), Clone::clone);
+            active.push(Active { source, target: String::new(), point: "/m".into() });
+        }
+        assert!(matches!(filled, Err(Error::TooLong { .. })), "{filled:?}");
+        assert!(active.iter().all(|one| one.source.len() <= LONGEST));
+        let twice = Mount { type_: "format/format/bind".into(), ..Default::default() };
+        assert!(matches!(apply(&twice, &[], &mut Vec::new()), Err(Error::Transform { .. })));
     }
 }
