@@ -139,7 +139,7 @@ fn join(fast_path: &mut FastPath, pod: &Pod) {
 #[test]
 #[ignore = "a measurement, and not every kernel has netkit: conformance/vm boots some that have"]
 fn netkit_beside_veth() {
-    let trips = 1000;
+    let trips = 200;
     let node = Node::new();
     // From netkit's transmit path a packet cannot go on inside the other namespace: bpf_redirect_peer asks the receive path to
     // look at it again (`skb_do_redirect` in net/core/filter.c), and there is none.
