@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export WEFT_CACHE := $(CACHE)
 RELEASE := $(CARGO_TARGET_DIR)/$(TRIPLE)/release
 
-PACKAGES := gcc libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
+PACKAGES := gcc g++ libc6-dev make pkg-config clang llvm libbpf-dev linux-libc-dev libseccomp-dev \
   iproute2 iputils-ping nftables iptables tcpdump bpftool busybox-static runc crun criu procps strace bsdutils util-linux shellcheck \
   e2fsprogs erofs-utils qemu-system-x86 cpio kmod xz-utils zstd systemd
 # More of them for `make packages` and `make test-packages` alone.
@@ -26,7 +26,7 @@ INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' CNI_BIN_DIR='$(CNI_BIN_DIR)' C
   packaging/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak kill-campaign conformance-table \
+.PHONY: help owned deps tools build demo test test-versions test-kubernetes test-vm test-packages soak fuzz kill-campaign conformance-table \
   lint fmt bench install uninstall packages clean
 
 help: ## print this
@@ -67,6 +67,8 @@ test: build tools lint ## all tests, as root, on the real kernel and the real co
 	WEFT_TEST_RUNTIME=crun unshare -m --propagation private sh -c '\
 	  if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi && \
 	  exec cargo test -p weft-shim --features failpoints --test task' 2>&1 | tee -a $(CACHE)/test.log
+	@# The fuzz targets, a minute each.
+	fuzz/run.sh 60 2>&1 | tee -a $(CACHE)/test.log
 	@# Chosen tests with cgroup v2, on another kernel, and those of the network on two more. Nothing is built while a VM runs.
 	for kernel in 6.1 "6.12 network" "newest network"; do \
 	  WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) conformance/vm/run.sh $$kernel || exit 1; done
@@ -80,6 +82,9 @@ kill-campaign: build tools ## 2,000 pods made and removed while weft and contain
 	WEFT_CAMPAIGN_PODS=$${WEFT_CAMPAIGN_PODS:-200} WEFT_CAMPAIGN_ROUNDS=$${WEFT_CAMPAIGN_ROUNDS:-10} \
 	  WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) \
 	  cargo test -p weft-conformance --test campaign -- --nocapture
+
+fuzz: deps ## every fuzz target for 10 minutes, two at a time; of this `make test` does a minute each
+	fuzz/run.sh $${WEFT_FUZZ_SECONDS:-600}
 
 test-versions: build tools ## a pod's life under every containerd that is maintained, from 1.7 on; of these `make test` does three
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo test -p weft-conformance --test versions -- --include-ignored
@@ -99,7 +104,7 @@ test-vm: build tools ## chosen tests on Debian's kernel KERNEL=6.1 (the default)
 lint: deps ## formatting and lints; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features weft-shim/failpoints -- -D warnings
-	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh packaging/*.sh packaging/deb/p* .ci/run
+	shellcheck conformance/tools/build.sh conformance/tools/*/build.sh conformance/vm/*.sh fuzz/*.sh packaging/*.sh packaging/deb/p* .ci/run
 
 fmt: ## format the Rust sources
 	cargo fmt --all

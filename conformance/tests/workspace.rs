@@ -36,6 +36,10 @@ fn only_the_shim_joins_the_other_crates() {
     let mut joined = depends_on("weft-shim");
     joined.sort();
     assert_eq!(joined, ["weft-hooks", "weft-ipam", "weft-netns"]);
+    // The fuzz targets go into all of them, by entry points that nothing else turns on.
+    let mut fuzzed = depends_on("weft-fuzz");
+    fuzzed.sort();
+    assert_eq!(fuzzed, ["weft-hooks", "weft-ipam", "weft-netns", "weft-shim"]);
 }
 
 /// Product sources, with their tests cut off.

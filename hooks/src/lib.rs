@@ -10,6 +10,9 @@ mod bpffs;
 mod counters;
 mod error;
 mod fastpath;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod lock;
 mod pods;
 mod program;

@@ -13,6 +13,9 @@ mod allocator;
 mod count;
 mod error;
 mod exact;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod lease;
 mod range;
 mod report;

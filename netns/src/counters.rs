@@ -44,22 +44,26 @@ impl Netlink {
                 return Err(Error::Netlink { op: "read counters of link", object: name.to_string(), source });
             }
         };
-        Ok(answer.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => Some(LinkCounters {
-                received: Traffic {
-                    packets: stats.rx_packets,
-                    bytes: stats.rx_bytes,
-                    dropped: stats.rx_dropped,
-                    errors: stats.rx_errors,
-                },
-                sent: Traffic {
-                    packets: stats.tx_packets,
-                    bytes: stats.tx_bytes,
-                    dropped: stats.tx_dropped,
-                    errors: stats.tx_errors,
-                },
-            }),
-            _ => None,
-        }))
+        Ok(counters_of(&answer))
     }
+}
+
+pub(crate) fn counters_of(link: &LinkMessage) -> Option<LinkCounters> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(LinkCounters {
+            received: Traffic {
+                packets: stats.rx_packets,
+                bytes: stats.rx_bytes,
+                dropped: stats.rx_dropped,
+                errors: stats.rx_errors,
+            },
+            sent: Traffic {
+                packets: stats.tx_packets,
+                bytes: stats.tx_bytes,
+                dropped: stats.tx_dropped,
+                errors: stats.tx_errors,
+            },
+        }),
+        _ => None,
+    })
 }

@@ -112,7 +112,7 @@ fn redirect(to: u32) -> TcAction {
 }
 
 /// Where a filter redirects to.
-fn target(found: &TcMessage) -> Option<u32> {
+pub(crate) fn target(found: &TcMessage) -> Option<u32> {
     let options = found.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,

@@ -10,6 +10,9 @@
 mod conntrack;
 mod counters;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod ifb;
 mod link;
 mod name;

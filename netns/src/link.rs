@@ -211,7 +211,7 @@ fn end(name: &LinkName, mac: Mac, mtu: u32) -> LinkMessage {
     message
 }
 
-fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
+pub(crate) fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = answer else { return None };
     let mut link = Link {
         index: message.header.index,

@@ -1,7 +1,7 @@
 //! nftables tables of family `inet`, which holds IPv4 and IPv6: changed by transactions, looked up, listed.
 
 pub(crate) mod batch;
-mod closed;
+pub(crate) mod closed;
 mod expr;
 mod loss;
 pub(crate) mod set;

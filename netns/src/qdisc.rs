@@ -65,16 +65,7 @@ impl Netlink {
             self.query_echo(RouteNetlinkMessage::GetQueueDiscipline(message)).await.map_err(failed)?;
         // The kernel is silent about a qdisc that it gave itself.
         let Some(RouteNetlinkMessage::NewQueueDiscipline(found)) = answer else { return Ok(false) };
-        let is_tbf = found.attributes.contains(&TcAttribute::Kind(TBF.into()));
-        let options = found.attributes.iter().find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => match options.as_slice() {
-                // Of a kind that the library does not know, the options are one attribute with all in it.
-                [TcOption::Other(all)] => Some(value(all)),
-                _ => None,
-            },
-            _ => None,
-        });
-        Ok(is_tbf && options.is_some_and(|options| bucket.is_told_by(&options)))
+        Ok(bucket.is(&found))
     }
 
     /// Gives a link a clsact qdisc, if it has none.
@@ -106,6 +97,20 @@ impl TokenBucket {
         bytes.extend(self.queue.to_ne_bytes());
         bytes.extend([0; 8]);
         bytes
+    }
+
+    /// Whether a qdisc is this one.
+    pub(crate) fn is(&self, found: &TcMessage) -> bool {
+        let is_tbf = found.attributes.contains(&TcAttribute::Kind(TBF.into()));
+        let options = found.attributes.iter().find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => match options.as_slice() {
+                // Of a kind that the library does not know, the options are one attribute with all in it.
+                [TcOption::Other(all)] => Some(value(all)),
+                _ => None,
+            },
+            _ => None,
+        });
+        is_tbf && options.is_some_and(|options| self.is_told_by(&options))
     }
 
     /// Reads the same structure as the kernel tells it. The burst comes as a time, in ticks modulo 2^32.

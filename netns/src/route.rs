@@ -300,7 +300,7 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
+pub(crate) fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(gateway) => address_of(gateway),
         _ => None,
@@ -336,12 +336,12 @@ fn address_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn is_ours_over(answer: &RouteNetlinkMessage, index: u32) -> bool {
+pub(crate) fn is_ours_over(answer: &RouteNetlinkMessage, index: u32) -> bool {
     let RouteNetlinkMessage::NewRoute(route) = answer else { return false };
     route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) && link_of(route) == Some(index)
 }
 
-fn link_of(route: &RouteMessage) -> Option<u32> {
+pub(crate) fn link_of(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,

@@ -9,6 +9,8 @@ pub(crate) mod check;
 mod conf;
 mod env;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod result;
 
 use std::io::{Read, Write};
@@ -88,20 +90,24 @@ fn call(config: &Config, command: Command, conf: Conf) -> Result<Option<serde_js
 }
 
 async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> {
-    let env = Env::read(Command::Add)?;
+    let request = request(config, &conf, &Env::read(Command::Add)?)?;
+    let record = pod::attach(config, &request).await?;
+    Ok(result::of(&record, &conf))
+}
+
+/// What ADD asks for.
+fn request(config: &Config, conf: &Conf, env: &Env) -> Result<pod::Request, Failure> {
     let netns =
         env.netns.clone().ok_or(Failure::Variable { name: "CNI_NETNS", problem: "is missing".into() })?;
-    let request = pod::Request {
+    Ok(pod::Request {
         owner: env.owner()?,
         netns,
         network: conf.network(config)?,
-        asked: conf.asked(&env)?,
+        asked: conf.asked(env)?,
         bandwidth: conf.bandwidth()?,
         pod: env.pod(),
         ports: conf.ports()?,
-    };
-    let record = pod::attach(config, &request).await?;
-    Ok(result::of(&record, &conf))
+    })
 }
 
 /// Works from the record alone: the configuration may have changed or be empty, the namespace may be gone.

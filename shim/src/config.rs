@@ -4,7 +4,7 @@
 //! silently a default.
 
 use std::collections::BTreeMap;
-use std::env::VarError;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -135,46 +135,47 @@ impl Config {
     /// # Errors
     /// A missing file is an error only when `WEFT_CONFIG` names it.
     pub fn load() -> Result<Config, Error> {
-        let named = variable("WEFT_CONFIG")?;
+        let variables = |name: &str| std::env::var_os(name);
+        let named = variable(&variables, "WEFT_CONFIG")?;
         let path = PathBuf::from(named.as_deref().unwrap_or(DEFAULT_PATH));
         let mut config = match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text, &path)?,
             Err(err) if err.kind() == io::ErrorKind::NotFound && named.is_none() => Config::default(),
             Err(source) => return Err(Error::Read { path, source }),
         };
-        config.override_from_environment()?;
+        config.override_from(&variables)?;
         Ok(config)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Config, Error> {
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Config, Error> {
         toml::from_str(text).map_err(|source| Error::Parse { path: path.into(), source })
     }
 
-    fn override_from_environment(&mut self) -> Result<(), Error> {
-        if let Some(dir) = variable("WEFT_RUN_DIR")? {
+    pub(crate) fn override_from(&mut self, variables: Variables<'_>) -> Result<(), Error> {
+        if let Some(dir) = variable(variables, "WEFT_RUN_DIR")? {
             self.run_dir = dir.into();
         }
-        if let Some(dir) = variable("WEFT_BPF_DIR")? {
+        if let Some(dir) = variable(variables, "WEFT_BPF_DIR")? {
             self.bpf_dir = dir.into();
         }
-        if let Some(binary) = variable("WEFT_RUNTIME")? {
+        if let Some(binary) = variable(variables, "WEFT_RUNTIME")? {
             self.runtime.binary = binary;
         }
-        if let Some(root) = variable("WEFT_RUNTIME_ROOT")? {
+        if let Some(root) = variable(variables, "WEFT_RUNTIME_ROOT")? {
             self.runtime.root = root.into();
         }
-        if let Some(value) = switch("WEFT_FAST_PATH")? {
+        if let Some(value) = switch(variables, "WEFT_FAST_PATH")? {
             self.fast_path = value;
         }
-        if let Some(value) = switch("WEFT_REDIRECT_PEER")? {
+        if let Some(value) = switch(variables, "WEFT_REDIRECT_PEER")? {
             self.redirect_peer = value;
         }
         Ok(())
     }
 }
 
-fn switch(name: &'static str) -> Result<Option<bool>, Error> {
-    match variable(name)? {
+fn switch(variables: Variables<'_>, name: &'static str) -> Result<Option<bool>, Error> {
+    match variable(variables, name)? {
         None => Ok(None),
         Some(value) => match value.as_str() {
             "true" | "1" => Ok(Some(true)),
@@ -184,14 +185,16 @@ fn switch(name: &'static str) -> Result<Option<bool>, Error> {
     }
 }
 
-fn variable(name: &'static str) -> Result<Option<String>, Error> {
-    match std::env::var(name) {
-        Ok(value) if value.is_empty() => Ok(None),
-        Ok(value) => Ok(Some(value)),
-        Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(value)) => {
+/// Where variables are looked up: in the process's environment.
+type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+fn variable(variables: Variables<'_>, name: &'static str) -> Result<Option<String>, Error> {
+    match variables(name).map(OsString::into_string) {
+        Some(Ok(value)) if !value.is_empty() => Ok(Some(value)),
+        Some(Err(value)) => {
             Err(Error::Variable { name, value: value.to_string_lossy().into_owned(), want: "UTF-8 text" })
         }
+        _ => Ok(None),
     }
 }
 

@@ -8,6 +8,8 @@
 mod args;
 mod bootstrap;
 mod delete;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod given_up;
 mod info;
 mod logger;

@@ -14,6 +14,9 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod failpoint;
 pub(crate) mod fast_path;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod journal;
 pub(crate) mod memory;
 pub(crate) mod nat;

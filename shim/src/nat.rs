@@ -5,7 +5,7 @@
 //! that a table that is made again never replaces what another process has changed since the records were read; and a
 //! record is marked before its elements go, so that it does not bring them back.
 
-mod element;
+pub(crate) mod element;
 mod masquerade;
 mod ports;
 mod repair;

@@ -7,6 +7,8 @@
 mod answer;
 mod attach;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub(crate) mod list;
 pub(crate) mod node;
 pub(crate) mod ports;

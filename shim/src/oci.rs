@@ -283,7 +283,7 @@ fn refused(verb: &'static str, mut log: File) -> Error {
 }
 
 /// The last error of a log in JSON lines; without one, all that is not JSON.
-fn last_error(log: &str) -> String {
+pub(crate) fn last_error(log: &str) -> String {
     let mut message = None;
     let mut rest = Vec::new();
     for line in log.lines().filter(|line| !line.trim().is_empty()) {

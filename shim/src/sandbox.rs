@@ -9,6 +9,8 @@
 mod cgroup;
 mod confine;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub(crate) mod init;
 pub(crate) mod inside;
 mod instance;

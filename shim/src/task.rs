@@ -14,6 +14,8 @@ mod counters;
 mod create;
 mod error;
 mod exec;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod logging;
 mod metrics_v1;
 mod metrics_v2;
@@ -248,7 +250,7 @@ impl Task for Service {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = self.tasks.get(&request.id).await?;
-        let spec = exec_spec(&request)?;
+        let spec = exec::spec(&request)?;
         if request.exec_id.is_empty() {
             return Err(Error::Invalid { field: "exec_id", got: String::new(), want: "a name" }.into());
         }
@@ -381,16 +383,6 @@ async fn detached<T: Send + 'static>(
         Ok(result) => Ok(result?),
         Err(err) => Err(crate::error::status(ttrpc::Code::INTERNAL, &err)),
     }
-}
-
-/// The JSON of an OCI process, with the terminal that the request asks for.
-fn exec_spec(request: &ExecProcessRequest) -> Result<Vec<u8>, Error> {
-    let decode = |err: serde_json::Error| Error::Decode { field: "spec", source: err.into() };
-    let bytes = request.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
-    let mut process: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(bytes).map_err(decode)?;
-    process.insert("terminal".to_owned(), request.terminal.into());
-    serde_json::to_vec(&process).map_err(decode)
 }
 
 /// A pod is a process that runs, for a client that asks for it as for a task.

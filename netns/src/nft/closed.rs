@@ -36,7 +36,7 @@ impl Netfilter {
 }
 
 /// The name of a chain that is closed.
-fn closed(raw: &Raw) -> Option<String> {
+pub(crate) fn closed(raw: &Raw) -> Option<String> {
     let family = match NetfilterProtoFamily::from(raw.family()) {
         NetfilterProtoFamily::Inet => "inet",
         NetfilterProtoFamily::IPv4 => "ip",

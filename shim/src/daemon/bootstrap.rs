@@ -44,7 +44,7 @@ enum Reply {
 }
 
 /// What containerd said on standard input.
-struct Question {
+pub(super) struct Question {
     reply: Reply,
     socket_dir: PathBuf,
     events: Option<String>,
@@ -84,7 +84,7 @@ fn file(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { op, path, source }
 }
 
-fn question(args: &Args, bundle: &Path, input: &[u8]) -> Question {
+pub(super) fn question(args: &Args, bundle: &Path, input: &[u8]) -> Question {
     let legacy = match bundle.components().any(|part| part.as_os_str() == OsStr::new(SANDBOX_BUNDLES)) {
         true => Reply::Json,
         false => Reply::Plain,

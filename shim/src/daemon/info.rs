@@ -37,7 +37,7 @@ pub(super) fn info() -> Result<Vec<u8>, Error> {
 }
 
 /// The OCI runtime that the options name, in the only type of options that Task.Create reads too.
-fn named(input: &[u8]) -> Result<Option<String>, Error> {
+pub(super) fn named(input: &[u8]) -> Result<Option<String>, Error> {
     let decode = |source| Error::Message { op: "decode the options", source };
     let any = Any::parse_from_bytes(input).map_err(decode)?;
     if any.type_url.trim_start_matches('/') != task::OPTIONS {

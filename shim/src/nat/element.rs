@@ -9,15 +9,15 @@ use crate::record::{HostPort, Masquerade, Record, fnv1a};
 
 /// An element, and the set it belongs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placed {
-    pub(super) set: &'static str,
-    pub(super) element: Element,
+pub(crate) struct Placed {
+    pub(crate) set: &'static str,
+    pub(crate) element: Element,
     /// The host port that it publishes.
-    pub(super) port: Option<HostPort>,
+    pub(crate) port: Option<HostPort>,
 }
 
 /// What belongs to this pod alone.
-pub(super) fn own(record: &Record) -> Vec<Placed> {
+pub(crate) fn own(record: &Record) -> Vec<Placed> {
     let masquerade = record.masquerade.iter().flat_map(|masquerade| {
         masquerade.addresses.iter().map(|address| Placed {
             set: sets(*address).masquerade,

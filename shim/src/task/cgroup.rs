@@ -40,7 +40,7 @@ impl Cgroup {
         Self::join(&hierarchical(path), is_v2())
     }
 
-    fn parse(text: &str, v2: bool) -> Cgroup {
+    pub(super) fn parse(text: &str, v2: bool) -> Cgroup {
         let mut folders = BTreeMap::new();
         for line in text.lines() {
             // hierarchy-ID:controller-list:cgroup-path, see cgroups(7).

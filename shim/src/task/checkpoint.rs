@@ -116,7 +116,7 @@ pub(super) fn default_work(bundle: &Path) -> PathBuf {
     if work.is_dir() { work } else { bundle.to_owned() }
 }
 
-fn options(request: &CheckpointTaskRequest) -> Result<CheckpointOptions, Error> {
+pub(super) fn options(request: &CheckpointTaskRequest) -> Result<CheckpointOptions, Error> {
     let Some(any) = request.options.as_ref() else { return Ok(CheckpointOptions::default()) };
     match any.type_url.trim_start_matches('/') {
         OPTIONS => CheckpointOptions::parse_from_bytes(&any.value)
@@ -125,7 +125,7 @@ fn options(request: &CheckpointTaskRequest) -> Result<CheckpointOptions, Error> 
     }
 }
 
-fn arguments(images: &str, work: &Path, options: &CheckpointOptions) -> Vec<OsString> {
+pub(super) fn arguments(images: &str, work: &Path, options: &CheckpointOptions) -> Vec<OsString> {
     let mut args: Vec<OsString> =
         vec!["--image-path".into(), images.into(), "--work-path".into(), work.into()];
     let named =

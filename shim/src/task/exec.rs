@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
+use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::{events::task as event, topics};
+use serde_json::{Map, Value};
 
 use super::container::{Container, DRAIN};
 use super::error::Error;
@@ -109,4 +111,13 @@ impl Container {
         let exec = self.execs().get(exec_id).cloned();
         exec.ok_or_else(|| Error::NotFound { kind: "exec", id: exec_id.to_owned() })
     }
+}
+
+/// The JSON of an OCI process, with the terminal that the request asks for.
+pub(super) fn spec(request: &ExecProcessRequest) -> Result<Vec<u8>, Error> {
+    let decode = |err: serde_json::Error| Error::Decode { field: "spec", source: err.into() };
+    let bytes = request.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+    let mut process: Map<String, Value> = serde_json::from_slice(bytes).map_err(decode)?;
+    process.insert("terminal".to_owned(), request.terminal.into());
+    serde_json::to_vec(&process).map_err(decode)
 }

@@ -53,7 +53,7 @@ pub(super) fn read(folders: &mut BTreeMap<&'static str, Folder>) -> io::Result<M
     Ok(metrics)
 }
 
-fn cpu_usage(total: u64, per_cpu: &str, stat: &str) -> CPUUsage {
+pub(super) fn cpu_usage(total: u64, per_cpu: &str, stat: &str) -> CPUUsage {
     CPUUsage {
         total,
         kernel: field(stat, "system") * NANOSECONDS_PER_TICK,
@@ -63,7 +63,7 @@ fn cpu_usage(total: u64, per_cpu: &str, stat: &str) -> CPUUsage {
     }
 }
 
-fn throttle(stat: &str) -> Throttle {
+pub(super) fn throttle(stat: &str) -> Throttle {
     Throttle {
         periods: field(stat, "nr_periods"),
         throttled_periods: field(stat, "nr_throttled"),
@@ -91,7 +91,7 @@ fn entry(folder: &mut Folder, prefix: &str) -> io::Result<MessageField<MemoryEnt
     }))
 }
 
-fn memory_stat(text: &str) -> MemoryStat {
+pub(super) fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::new();
     for (key, value) in keyed(text) {
         match key {
@@ -133,7 +133,7 @@ fn memory_stat(text: &str) -> MemoryStat {
     stat
 }
 
-fn oom_control(text: &str) -> MemoryOomControl {
+pub(super) fn oom_control(text: &str) -> MemoryOomControl {
     MemoryOomControl {
         oom_kill_disable: field(text, "oom_kill_disable"),
         under_oom: field(text, "under_oom"),
@@ -152,7 +152,7 @@ fn blkio(folder: &mut Folder) -> io::Result<BlkIOStat> {
 }
 
 /// Lines such as `8:0 Read 4096`; the closing `Total` names no device and is left out.
-fn blkio_entries(text: &str) -> Vec<BlkIOEntry> {
+pub(super) fn blkio_entries(text: &str) -> Vec<BlkIOEntry> {
     let entry = |line: &str| {
         let mut words = line.split_whitespace();
         let (device, op, value) = (words.next()?, words.next()?, words.next()?);

@@ -36,7 +36,7 @@ pub(super) fn read(folder: &mut Folder) -> io::Result<Metrics> {
     })
 }
 
-fn cpu_stat(text: &str) -> CPUStat {
+pub(super) fn cpu_stat(text: &str) -> CPUStat {
     let mut stat = CPUStat::new();
     for (key, value) in keyed(text) {
         match key {
@@ -66,7 +66,7 @@ fn memory(folder: &mut Folder) -> io::Result<MemoryStat> {
     Ok(stat)
 }
 
-fn memory_stat(text: &str) -> MemoryStat {
+pub(super) fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::new();
     for (key, value) in keyed(text) {
         match key {
@@ -112,7 +112,7 @@ fn memory_stat(text: &str) -> MemoryStat {
     stat
 }
 
-fn memory_events(text: &str) -> MemoryEvents {
+pub(super) fn memory_events(text: &str) -> MemoryEvents {
     MemoryEvents {
         low: field(text, "low"),
         high: field(text, "high"),
@@ -125,7 +125,7 @@ fn memory_events(text: &str) -> MemoryEvents {
 }
 
 /// Lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
-fn io_entries(text: &str) -> Vec<IOEntry> {
+pub(super) fn io_entries(text: &str) -> Vec<IOEntry> {
     let entry = |line: &str| {
         let mut words = line.split_whitespace();
         let (major, minor) = words.next()?.split_once(':')?;
@@ -147,7 +147,7 @@ fn io_entries(text: &str) -> Vec<IOEntry> {
 }
 
 /// Lines such as `some avg10=0.12 avg60=0.00 avg300=0.00 total=345`; none without `CONFIG_PSI`.
-fn pressure(text: &str) -> Option<PSIStats> {
+pub(super) fn pressure(text: &str) -> Option<PSIStats> {
     let line = |kind: &str| -> MessageField<PSIData> {
         let Some(line) = text.lines().find_map(|line| line.strip_prefix(kind)) else {
             return MessageField::none();

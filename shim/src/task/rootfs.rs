@@ -2,6 +2,8 @@
 //! namespace, where containerd itself looks for it.
 
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzz;
 mod idmap;
 mod loop_device;
 mod transform;

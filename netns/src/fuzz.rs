@@ -1,0 +1,108 @@
+//! What the fuzz targets call: the kernel's answers, from the bytes of a datagram to what the callers are told.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{Emitable, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+
+use crate::netfilter::{Raw, each};
+use crate::netlink::{HEADER, attributes, errno, refused};
+use crate::nft::{self, Element, Family};
+use crate::{Flows, TokenBucket, conntrack, counters, ifb, link, route};
+
+/// Takes `bytes` for a datagram of route netlink, of netfilter netlink, and for attributes.
+pub fn replies(bytes: &[u8]) {
+    routes(bytes);
+    netfilter(bytes);
+    let within: usize = attributes(bytes).map(|(_, value)| value.len() + 4).sum();
+    assert!(within <= bytes.len(), "attributes do not overlap");
+    elements(bytes);
+}
+
+/// As netlink-proto takes datagrams apart (`NetlinkCodec` in its codecs.rs): what cannot be read is left out.
+fn routes(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Ok(buffer) = NetlinkBuffer::new_checked(rest) {
+        let Some((one, after)) = rest.split_at_checked(buffer.length() as usize) else { return };
+        rest = after;
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(one).map(|message| message.payload) {
+            Ok(NetlinkPayload::InnerMessage(message)) => route_message(&message),
+            Ok(NetlinkPayload::Error(end)) => refusal(end.raw_code(), end.header.get(HEADER..)),
+            Ok(NetlinkPayload::Done(end)) => refusal(end.code, Some(&end.extended_ack)),
+            _ => {}
+        }
+    }
+}
+
+fn route_message(message: &RouteNetlinkMessage) {
+    if let Some(link) = link::read(message) {
+        assert_eq!(link.mac.to_string().parse::<crate::Mac>().ok(), Some(link.mac));
+    }
+    match message {
+        RouteNetlinkMessage::NewLink(found) => drop(counters::counters_of(found)),
+        RouteNetlinkMessage::NewRoute(found) => {
+            let index = route::link_of(found);
+            assert!(!route::is_ours_over(message, index.unwrap_or_default().wrapping_add(1)));
+            route::gateway_of(found);
+        }
+        RouteNetlinkMessage::NewTrafficFilter(found) => drop(ifb::target(found)),
+        RouteNetlinkMessage::NewQueueDiscipline(found) => {
+            for (rate, burst) in [(0, 0), (1, u32::MAX), (u64::MAX, u32::MAX), (125_000, 15_000)] {
+                TokenBucket { rate, burst, queue: burst }.is(found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn refusal(code: i32, attributes: Option<&[u8]>) {
+    match refused(code, attributes) {
+        None => assert_eq!(code, 0, "an error is not taken for an acknowledgement"),
+        Some(err) => {
+            assert_eq!(errno(&err), Some(code.saturating_neg()));
+            assert!(!err.to_string().is_empty());
+        }
+    }
+}
+
+fn netfilter(bytes: &[u8]) {
+    // A datagram that cannot be read to its end is an error.
+    let done = each(bytes, |message| {
+        nft::is_loss(&message, "weft");
+        match message.payload {
+            NetlinkPayload::InnerMessage(raw) => netfilter_message(&raw),
+            NetlinkPayload::Error(end) => refusal(end.raw_code(), end.header.get(HEADER..)),
+            NetlinkPayload::Done(end) => refusal(end.code, Some(&end.extended_ack)),
+            _ => {}
+        }
+        false
+    });
+    if let Err(err) = done {
+        assert!(!err.to_string().is_empty());
+    }
+}
+
+fn netfilter_message(raw: &Raw) {
+    nft::batch::chain_of(raw);
+    nft::batch::generation_of(raw);
+    let any = IpAddr::from([10, 1, 0, 2]);
+    for flows in [Flows::ToUdpPort(Family::Ipv4, 53), Flows::AnsweredBy(any), Flows::BegunBy(any)] {
+        conntrack::connection(raw, flows);
+    }
+    nft::closed::closed(raw);
+    elements(raw.attributes());
+}
+
+/// The elements that are read, told to the kernel, are the same elements. Only a chain's name ends at its first zero.
+fn elements(bytes: &[u8]) {
+    let found = nft::set::elements_of(bytes);
+    let whole = |element: &&Element| match &element.value {
+        Some(nft::Value::Jump(chain)) => !chain.contains(['\0', char::REPLACEMENT_CHARACTER]),
+        _ => true,
+    };
+    let found: Vec<Element> = found.iter().filter(whole).cloned().collect();
+    let told = nft::set::list("weft", "s", &found);
+    let mut bytes = vec![0; told.as_slice().buffer_len()];
+    told.as_slice().emit(&mut bytes);
+    assert_eq!(nft::set::elements_of(&bytes), found);
+}
