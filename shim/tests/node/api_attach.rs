@@ -101,7 +101,7 @@ fn a_client_asks_for_all_that_cni_can_be_asked_for() {
         }
     });
     assert_eq!(node.ip(&["-d", "link", "show", "type", "ifb"]), json!([]));
-    for set in ["ports4", "ports4_at", "ports6", "hairpin4", "masquerade4", "masquerade6"] {
+    for set in ["ports4", "ports4_at", "ports6", "hairpin4"] {
         assert_eq!(elements(&node, set), 0, "{set}");
     }
     node.assert_empty();

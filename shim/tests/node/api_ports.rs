@@ -169,7 +169,7 @@ fn a_port_that_is_lost_is_seen_by_check_and_by_whoever_asks_whichever_way() {
     assert!(states(&node).iter().all(|(_, state)| state == "missing"));
     let (code, text) = node.cni("CHECK", "a", &check).error();
     assert_eq!(code, 103, "{text}");
-    assert!(text.contains("in set") && text.contains("of the table inet weft is missing"), "{text}");
+    assert!(text.contains("a rule of chain guard in the table inet weft is missing"), "{text}");
     assert_eq!(node.weft(&["reconcile", "-o", "json"])["nat_repaired"], true);
     assert_eq!(node.cni("CHECK", "a", &check).json, Value::Null);
     assert_eq!(node.weft(&["ports", "-o", "json"]), before);
