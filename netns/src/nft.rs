@@ -68,6 +68,16 @@ impl Netfilter {
         Ok(found.into_iter().flat_map(|raw| set::elements_of(raw.attributes())).next())
     }
 
+    /// Whether the element of a set with this key is there, and does not expire.
+    ///
+    /// # Errors
+    /// [`Error::Netfilter`].
+    pub fn has_lasting(&self, table: &str, set: &str, key: &Element) -> Result<bool, Error> {
+        let op = || format!("look up an element of set {set} of table {table}");
+        let found = self.look(set::get_element(table, set, key), NLM_F_ACK, op)?;
+        Ok(found.iter().any(|raw| !set::ends(raw.attributes())))
+    }
+
     /// How many rules each chain has, in the order of their names.
     ///
     /// # Errors

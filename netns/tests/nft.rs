@@ -12,9 +12,13 @@ use weft_netns::nft::{
 use weft_netns::{Error, Flows, NetNs, Netfilter};
 
 const TABLE: &str = "weft-test";
-const PORTS: Set =
-    Set { name: "ports", key: &[Type::Protocol, Type::Port], value: &[Type::Ipv4, Type::Port] };
-const HIDDEN: Set = Set { name: "hidden", key: &[Type::Ipv6], value: &[Type::Verdict] };
+const PORTS: Set = Set {
+    name: "ports",
+    key: &[Type::Protocol, Type::Port],
+    value: &[Type::Ipv4, Type::Port],
+    expires: false,
+};
+const HIDDEN: Set = Set { name: "hidden", key: &[Type::Ipv6], value: &[Type::Verdict], expires: true };
 
 fn nft(netns: &NetNs, args: &[&str], input: &str) -> String {
     let run = || {

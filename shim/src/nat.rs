@@ -55,6 +55,9 @@ fn kernel(step: &'static str) -> impl Fn(weft_netns::Error) -> pod::Error {
 /// [`Error::Taken`]. What was added is removed by [`withdraw`].
 pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error> {
     let own = element::own(record);
+    if own.is_empty() && !needs_guard(record) {
+        return Ok(());
+    }
     let step = "publish ports and masquerade";
     if record.ports.iter().any(|port| port.host_ip.is_none_or(|at| at.is_ipv4())) {
         // Without it, what comes from 127.0.0.1 is dropped on its way back (`ip_route_input_slow` in net/ipv4/route.c).
@@ -62,18 +65,14 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         sysctl::ensure(&key, "1").map_err(kernel("let localhost reach the pod's host ports"))?;
     }
     let netfilter = Netfilter::open().map_err(kernel(step))?;
-    let stale = hidden_before(&netfilter, record).map_err(kernel(step))?;
-    if own.is_empty() && stale.is_empty() {
-        return if needs_guard(record) && !netfilter.has_table(TABLE).map_err(kernel(step))? {
-            repair::restore(ledger, &netfilter)
-        } else {
-            Ok(())
-        };
+    if own.is_empty() {
+        let is_there = netfilter.has_table(TABLE).map_err(kernel(step))?;
+        return if is_there { Ok(()) } else { repair::restore(ledger, &netfilter) };
     }
     let mut batch = Batch::of(TABLE);
-    stale.iter().for_each(|(set, element)| batch.delete_elements(set, std::slice::from_ref(element)));
     for (set, elements) in by_set(&own) {
         match element::is_hiding(set) {
+            // The address's last pod may have left a moment ago.
             true => batch.have_elements(set, &elements),
             false => batch.add_elements(set, &elements),
         }
@@ -89,18 +88,6 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         refuse_taken(ledger, &netfilter, &own)?;
     }
     forget_unpublished(&netfilter, record).map_err(kernel("forget what was sent to the host ports before"))
-}
-
-/// Addresses of the pod's that an earlier one had hidden, and that this one shows.
-fn hidden_before(
-    netfilter: &Netfilter,
-    record: &Record,
-) -> Result<Vec<(&'static str, Element)>, weft_netns::Error> {
-    let mut found = Vec::new();
-    for (set, key) in element::exposed(record) {
-        found.extend(netfilter.element(TABLE, set, &key)?.map(|element| (set, element)));
-    }
-    Ok(found)
 }
 
 /// Without the programs it is the table that drops what a pod sends from a foreign address.
@@ -164,41 +151,59 @@ fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// Removes the ports that [`publish`] added for a record that is marked as [`State::Detaching`]. What is gone, is gone; what is
-/// not this pod's, stays.
-///
-/// Its addresses stay hidden: who has them next is hidden too, or takes them out, and reconcile takes out those of nobody.
-/// For the kernel makes whoever closes a netfilter socket wait until it has freed what was deleted: each detach would
-/// slow down all that attach at the same time.
+/// Removes what [`publish`] added for a record, which is marked as [`State::Detaching`] if it has ports. What is gone, is gone; what
+/// is not this pod's, stays.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
-    let own = element::withdrawn(record);
-    if own.is_empty() {
+    let (hiding, ports): (Vec<_>, Vec<_>) =
+        element::own(record).into_iter().partition(|placed| element::is_hiding(placed.set));
+    if hiding.is_empty() && ports.is_empty() {
         return Ok(());
     }
-    let step = "withdraw ports";
-    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let netfilter = Netfilter::open().map_err(kernel("withdraw ports and masquerade"))?;
+    show(&netfilter, &hiding).map_err(kernel("withdraw masquerade"))?;
+    if !ports.is_empty() {
+        delete(&netfilter, &ports).map_err(kernel("withdraw ports"))?;
+        forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
+        netfilter.close_aside();
+    }
+    Ok(())
+}
+
+/// Hides addresses no longer. By letting the elements expire: the kernel makes whoever closes a netfilter socket wait until it has freed what
+/// was deleted (`nft_rcv_nl_event` in net/netfilter/nf_tables_api.c), 13 ms in each detach and in every attach beside it.
+fn show(netfilter: &Netfilter, hiding: &[Placed]) -> Result<(), weft_netns::Error> {
+    let Some(first) = hiding.first() else { return Ok(()) };
+    let mut batch = Batch::of(TABLE);
+    for (set, elements) in by_set(hiding) {
+        batch.expire_elements(set, &elements);
+    }
+    match netfilter.commit(batch) {
+        // Flushed, or another's by now.
+        Err(err) if matches!(err.errno(), Some(libc::ENOENT | libc::EEXIST)) => return Ok(()),
+        done => done?,
+    }
+    if netfilter.has_lasting(TABLE, first.set, &first.element)? { delete(netfilter, hiding) } else { Ok(()) }
+}
+
+/// Deletes those that are there as they are here.
+fn delete(netfilter: &Netfilter, placed: &[Placed]) -> Result<(), weft_netns::Error> {
     let mut left = Vec::new();
-    for placed in own {
-        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
-        if there.is_some_and(|there| there == placed.element) {
-            left.push(placed);
-        }
+    for placed in placed {
+        let there = netfilter.element(TABLE, placed.set, &placed.element)?;
+        left.extend(there.filter(|there| *there == placed.element).map(|_| placed));
     }
     let mut batch = Batch::of(TABLE);
-    for (set, elements) in by_set(&left) {
+    for (set, elements) in by_set(left) {
         batch.delete_elements(set, &elements);
     }
     match netfilter.commit(batch) {
         // Flushed since it was looked at.
-        Err(err) if err.errno() == Some(libc::ENOENT) => {}
-        done => done.map_err(kernel(step))?,
+        Err(err) if err.errno() == Some(libc::ENOENT) => Ok(()),
+        done => done,
     }
-    forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
-    netfilter.close_aside();
-    Ok(())
 }
 
 /// Forgets every connection that pods with these addresses had, translated or not: what an address that comes back before

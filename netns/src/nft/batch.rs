@@ -14,7 +14,7 @@ use nix::libc;
 use super::SUBSYSTEM;
 use super::expr::Expr;
 use super::inet;
-use super::set::{Element, Set, list};
+use super::set::{Element, Set, expiring, list};
 use crate::netfilter::Raw;
 
 /// Where a base chain hangs.
@@ -148,6 +148,16 @@ impl Batch {
             let attributes = list(&self.table, set, part);
             let message = NfTablesMessage::NewSetElement(SetElementMessage { attributes });
             self.push(format!("add to set {set} of table {}", self.table), inet(message), flags);
+        }
+    }
+
+    /// Makes elements expire at the next tick of the kernel's clock (10 ms at most), without anybody waiting for it. For a kernel before
+    /// 6.12 an element that exists is as it should be, and stays: [`Netfilter::has_lasting`](crate::Netfilter::has_lasting) tells.
+    pub fn expire_elements(&mut self, set: &str, elements: &[Element]) {
+        for part in elements.chunks(PART) {
+            let attributes = expiring(&self.table, set, part);
+            let message = NfTablesMessage::NewSetElement(SetElementMessage { attributes });
+            self.push(format!("end in set {set} of table {}", self.table), inet(message), NLM_F_CREATE);
         }
     }
 

@@ -61,11 +61,14 @@ pub struct Set {
     pub key: &'static [Type],
     /// The fields of a value; none in a set.
     pub value: &'static [Type],
+    /// Whether elements can be made to expire.
+    pub expires: bool,
 }
 
 impl Set {
     pub(super) fn attributes(&self, table: &str, id: u32) -> Vec<SetAttribute> {
         let mut flags = SetFlags::empty();
+        flags.set(SetFlags::Timeout, self.expires);
         flags.set(SetFlags::Map, !self.value.is_empty());
         let mut attributes = vec![
             SetAttribute::Table(table.to_owned()),
@@ -119,12 +122,32 @@ impl Element {
 
 /// A message's attributes for some elements of one set.
 pub(crate) fn list(table: &str, set: &str, elements: &[Element]) -> Vec<SetElementList> {
-    let elements = elements.iter().map(|element| ListAttribute::Element(element.attributes())).collect();
+    list_of(table, set, elements.iter().map(Element::attributes))
+}
+
+/// The same, as good as gone: the kernel takes no shorter time, and counts in jiffies.
+pub(super) fn expiring(table: &str, set: &str, elements: &[Element]) -> Vec<SetElementList> {
+    let end = [SetElementAttribute::Timeout(1), SetElementAttribute::Expiration(1)];
+    list_of(table, set, elements.iter().map(|element| [element.attributes(), end.to_vec()].concat()))
+}
+
+fn list_of(
+    table: &str,
+    set: &str,
+    elements: impl Iterator<Item = Vec<SetElementAttribute>>,
+) -> Vec<SetElementList> {
     vec![
         SetElementList::Table(table.to_owned()),
         SetElementList::Set(set.to_owned()),
-        SetElementList::Elements(elements),
+        SetElementList::Elements(elements.map(ListAttribute::Element).collect()),
     ]
+}
+
+/// Whether an element in a dump has an end.
+pub(super) fn ends(message: &[u8]) -> bool {
+    let lists = nested(message, number::ELEMENTS);
+    let mut elements = lists.flat_map(|list| nested(list, number::ELEMENT));
+    elements.any(|element| nested(element, number::EXPIRATION).next().is_some())
 }
 
 pub(super) fn get_elements(table: &str, set: &str) -> NfTablesMessage {
@@ -145,6 +168,8 @@ mod number {
     /// `NFTA_SET_ELEM_KEY`, `NFTA_SET_ELEM_DATA`.
     pub(super) const KEY: u16 = 1;
     pub(super) const DATA: u16 = 2;
+    /// `NFTA_SET_ELEM_EXPIRATION`.
+    pub(super) const EXPIRATION: u16 = 5;
     /// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`, and in it `NFTA_VERDICT_CHAIN`.
     pub(super) const VALUE: u16 = 1;
     pub(super) const VERDICT: u16 = 2;

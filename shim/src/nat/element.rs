@@ -34,22 +34,9 @@ pub(crate) fn own(record: &Record) -> Vec<Placed> {
     masquerade.chain(hairpin).chain(ports).collect()
 }
 
-/// What goes with the pod; an address is hidden until that is in somebody's way, see [`super::withdraw`].
-pub(super) fn withdrawn(record: &Record) -> Vec<Placed> {
-    own(record).into_iter().filter(|placed| !is_hiding(placed.set)).collect()
-}
-
 /// Whether the set says which addresses are hidden.
 pub(super) fn is_hiding(set: &str) -> bool {
     [IPV4.masquerade, IPV6.masquerade].contains(&set)
-}
-
-/// The addresses of the pod that are not hidden, each with the set in which it must not be.
-pub(super) fn exposed(record: &Record) -> Vec<(&'static str, Element)> {
-    let hidden = record.masquerade.iter().flat_map(|masquerade| &masquerade.addresses);
-    let hidden: Vec<&IpAddr> = hidden.collect();
-    let exposed = record.addresses.iter().filter(|address| !hidden.contains(address));
-    exposed.map(|at| (sets(*at).masquerade, Element { key: octets(*at), value: None })).collect()
 }
 
 /// Each host port with each address that it leads to: those of its own family only.

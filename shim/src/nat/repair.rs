@@ -103,7 +103,7 @@ fn remake(netfilter: &Netfilter, generation: u32, records: &[Record]) -> Result<
 enum Shape {
     /// As the records say.
     Whole,
-    /// It hides addresses too that nobody has any more, which is in nobody's way.
+    /// It hides addresses too that nobody has any more: in nobody's way, and mostly about to expire.
     Stale,
     /// Somebody else has changed it.
     Damaged,

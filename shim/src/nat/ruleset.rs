@@ -55,7 +55,7 @@ pub(super) const IPV6: Sets =
     Sets { ports: "ports6", ports_at: "ports6_at", hairpin: "hairpin6", masquerade: "masquerade6" };
 
 const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set {
-    Set { name, key, value }
+    Set { name, key, value, expires: false }
 }
 
 /// All sets and maps.
@@ -66,8 +66,8 @@ pub(super) const SETS: [Set; 8] = [
     map(IPV6.ports_at, &[Type::Ipv6, Type::Protocol, Type::Port], &[Type::Ipv6, Type::Port]),
     map(IPV4.hairpin, &[Type::Ipv4, Type::Ipv4], &[]),
     map(IPV6.hairpin, &[Type::Ipv6, Type::Ipv6], &[]),
-    map(IPV4.masquerade, &[Type::Ipv4], &[Type::Verdict]),
-    map(IPV6.masquerade, &[Type::Ipv6], &[Type::Verdict]),
+    Set { expires: true, ..map(IPV4.masquerade, &[Type::Ipv4], &[Type::Verdict]) },
+    Set { expires: true, ..map(IPV6.masquerade, &[Type::Ipv6], &[Type::Verdict]) },
 ];
 
 /// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` (include/uapi/linux/netfilter_ipv4.h).

@@ -150,12 +150,11 @@ pub(super) async fn unwire(
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// Takes the host ports away. Marked first: a table that another process makes anew has none of it.
+/// Takes host ports and masquerade away. Ports are marked first: a table that another process makes anew has none of them.
 fn unpublish(ledger: &Ledger, record: &Record) -> Result<(), Error> {
-    if record.ports.is_empty() {
-        return Ok(());
+    if !record.ports.is_empty() {
+        ledger.write(&Record { state: State::Detaching, ..record.clone() })?;
     }
-    ledger.write(&Record { state: State::Detaching, ..record.clone() })?;
     nat::withdraw(record)
 }
 

@@ -80,7 +80,7 @@ fn an_add_and_a_del_make_no_more_expensive_calls_than_before() {
     // One thread, which enters the pod's namespace to open a socket there.
     let add = [("execve", 1), ("clone3", 1), ("setns", 1), ("sendto", 25), ("bpf", 19), ("fdatasync", 2)];
     assert_within(&calls(&node, "ADD"), &add);
-    let del = [("execve", 1), ("sendto", 5), ("bpf", 14), ("fdatasync", 2)];
+    let del = [("execve", 1), ("sendto", 8), ("bpf", 14), ("fdatasync", 2)];
     assert_within(&calls(&node, "DEL"), &del);
     for pod in ["a", "first"] {
         node.remove_pod(pod);

@@ -62,6 +62,9 @@ pub(crate) fn del(node: &Node, names: &[&str]) {
     for set in ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6"] {
         assert_eq!(elements(node, set), 0, "{set}");
     }
+    for set in ["masquerade4", "masquerade6"] {
+        wait_until("the kernel's clock ticks", || elements(node, set) == 0);
+    }
 }
 
 /// Elements of a set or map, as `nft` sees them.
@@ -366,9 +369,9 @@ fn the_outside_sees_the_hosts_address_where_it_should() {
     del(&node, &["hidden", "open", "except"]);
 }
 
-/// Detach leaves an address hidden, for a deletion slows down everybody. It is in nobody's way.
+/// Whether or not the last pod's element has expired by then.
 #[test]
-fn an_address_is_hidden_until_a_pod_shows_it_or_nobody_has_it() {
+fn an_address_is_hidden_as_its_next_pod_wants_it() {
     let node = Node::new();
     let beyond = outside(&node);
     let mut other = conf();
@@ -376,22 +379,25 @@ fn an_address_is_hidden_until_a_pod_shows_it_or_nobody_has_it() {
     let mut open = conf();
     open["masquerade"] = json!(false);
     let seen = |pod: &str| tcp(&node.pod_ns(pod), at(BEYOND[0], 7000), &beyond, 7000).unwrap().to_string();
-    for (pod, mut conf, hidden) in
-        [("a", conf(), true), ("b", other, true), ("c", open, false), ("d", conf(), true)]
-    {
+    for (pod, mut conf, hidden) in [
+        ("a", conf(), true),
+        ("b", other, true),
+        ("c", conf(), true),
+        ("d", conf(), true),
+        ("e", open, false),
+    ] {
         conf["args"] = json!({ "cni": { "ips": ["10.88.0.50"] } });
+        if pod == "e" {
+            wait_until("the kernel's clock ticks", || elements(&node, "masquerade4") == 0);
+        }
         add(&node, pod, &conf);
         assert_eq!(seen(pod), if hidden { HOST[0] } else { "10.88.0.50" }, "{pod}");
-        del(&node, &[pod]);
+        wait_until("an expiry that was called off is over", || {
+            elements(&node, "masquerade4") == usize::from(hidden)
+        });
+        assert!(node.cni("DEL", pod, &conf).status.success());
     }
-    assert_eq!(elements(&node, "masquerade4"), 1);
-    node.add("e");
-    let (report, code) = node.reconcile(&[]);
-    assert_eq!((code, &report["nat_repaired"]), (0, &json!(false)), "nothing was wrong");
-    assert_eq!(elements(&node, "masquerade4"), 1, "that of the pod that lives");
-    assert_eq!(tcp(&node.pod_ns("e"), at(BEYOND[0], 7000), &beyond, 7000), Some(HOST[0].parse().unwrap()));
-    del(&node, &["e"]);
-    assert_eq!((node.reconcile(&[]).1, elements(&node, "masquerade4")), (0, 0));
+    del(&node, &[]);
 }
 
 #[test]
@@ -606,9 +612,9 @@ fn ten_thousand_ports_cost_what_ten_cost() {
     for verb in ["ADD", "DEL"] {
         let [few, many] = nodes.each_ref().map(|node| messages(node, verb, "one", &one));
         assert!(few.0 > 10 && few.1 > 1000, "{few:?} messages were seen");
-        // The kernel puts as much into one answer as there is when it is read.
+        // The kernel puts as much into one answer as there is when it is read, and an element expires with its clock.
         assert!(many.0.abs_diff(few.0) <= few.0 / 10, "{verb}: {few:?} and {many:?} messages and bytes");
-        assert!(many.1.abs_diff(few.1) <= few.1 / 50, "{verb}: {few:?} and {many:?} messages and bytes");
+        assert!(many.1.abs_diff(few.1) <= few.1 / 20, "{verb}: {few:?} and {many:?} messages and bytes");
         println!("{verb} among 10 and 10,000 host ports: {few:?} and {many:?} messages and bytes");
     }
     let mut times: [[Vec<Duration>; 2]; 2] = Default::default();
