@@ -155,16 +155,16 @@ impl Move {
 
 /// Makes a cgroup and its parents; another pod may be making the same parents.
 fn make(dir: &Path) -> Result<(), Error> {
-    if dir.exists() {
-        return Ok(());
-    }
-    dir.parent().map_or(Ok(()), make)?;
-    match std::fs::create_dir(dir) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Error::File { op: "create cgroup", path: dir.into(), source: err })
+    if !dir.exists() {
+        dir.parent().map_or(Ok(()), make)?;
+        match std::fs::create_dir(dir) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::File { op: "create cgroup", path: dir.into(), source });
+            }
+            _ => {}
         }
-        _ => inherit_cpuset(dir),
     }
+    inherit_cpuset(dir)
 }
 
 /// `path` is absolute within the hierarchy.
@@ -183,17 +183,23 @@ fn join(dir: &Path, pid: u32) -> Result<(), Error> {
     }
 }
 
-/// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)).
+/// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)). That of the parent may be as new: another pod may have made
+/// it this moment, and not filled it yet.
 fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
+    // Version 2 has the files too, when the controller is on, but there empty means "as the parent".
+    if !dir.join("cpuset.cpus").exists() || dir.join("cgroup.controllers").exists() {
+        return Ok(());
+    }
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = dir.join(name);
-        let parent = dir.parent().map(|parent| parent.join(name)).filter(|file| file.exists());
-        // Version 2 has the files too, when the controller is on, but there empty means "as the parent".
-        if let Some(parent) = parent.filter(|_| !dir.join("cgroup.controllers").exists()) {
-            std::fs::read(&parent)
-                .and_then(|value| std::fs::write(&file, value))
-                .map_err(|source| Error::File { op: "set", path: file, source })?;
+        let failed = |source| Error::File { op: "set", path: file.clone(), source };
+        if !std::fs::read(&file).map_err(failed)?.trim_ascii().is_empty() {
+            continue;
         }
+        let Some(parent) = dir.parent() else { continue };
+        inherit_cpuset(parent)?;
+        let value = std::fs::read(parent.join(name)).map_err(failed)?;
+        std::fs::write(&file, value).map_err(failed)?;
     }
     Ok(())
 }
@@ -219,6 +225,25 @@ mod tests {
         assert_eq!(expand("kubepods-pod1.slice"), Path::new("/kubepods.slice/kubepods-pod1.slice"));
         assert_eq!(expand("a.slice"), Path::new("/a.slice"));
         assert_eq!(expand("-.slice"), Path::new("/"));
+    }
+
+    /// Another pod has made the parent, and not filled it yet.
+    #[test]
+    fn a_cpuset_whose_parent_is_empty_can_be_joined() {
+        // With version 2 nothing is to be filled.
+        let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let v1 = all.lines().find(|line| line.contains(" - cgroup ") && line.ends_with("cpuset"));
+        let mount = v1.and_then(|line| line.split(' ').nth(4)).unwrap_or("/sys/fs/cgroup");
+        let parent = Path::new(mount).join(format!("weft-cpuset-{}", std::process::id()));
+        let pod = parent.join("pod");
+        std::fs::create_dir(&parent).unwrap();
+        let made = make(&pod);
+        let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let joined = std::fs::write(pod.join("cgroup.procs"), sleep.id().to_string());
+        sleep.kill().and_then(|()| sleep.wait()).unwrap();
+        let gone =
+            Cgroup { oci_path: String::new(), pod: PathBuf::new(), leaves: vec![pod, parent] }.remove();
+        assert!(made.is_ok() && joined.is_ok() && gone.is_empty(), "{made:?} {joined:?} {gone:?}");
     }
 
     #[test]
