@@ -80,3 +80,14 @@ fn a_lease_that_the_address_does_not_know_of_is_not_confirmed() {
     let (_dir, store) = changed(&key(2, 2), |row| *row = b"\x01z\0eth0".to_vec());
     is_damaged(lease(&store, &[range(SUBNET)], &owner("a")), "address row");
 }
+
+/// It would be told, and given back, twice.
+#[test]
+fn a_lease_that_has_one_address_twice_is_damaged() {
+    let (_dir, store) = changed(b"\x04a\0eth0", |value| {
+        value[0] = 2;
+        let address = value[1..18].to_vec();
+        value.splice(1..1, address);
+    });
+    is_damaged(lease(&store, &[range(SUBNET)], &owner("a")), "lease");
+}

@@ -205,7 +205,10 @@ impl Conf {
         if !VERSIONS.contains(&version.as_str()) {
             return Err(Failure::Version { found: version });
         }
-        let bandwidth = Stated::deserialize(&value).map_err(Failure::Json)?;
+        if !value.is_object() {
+            return Err(Failure::Conf { field: "all of it", problem: "is no JSON object".into() });
+        }
+        let bandwidth: Stated = serde_path_to_error::deserialize(&value).map_err(shape)?;
         let raw: Raw = serde_path_to_error::deserialize(value).map_err(shape)?;
         let name = raw.name.filter(|name| !name.is_empty());
         Ok(Conf {
@@ -323,6 +326,13 @@ mod tests {
 
     fn parse(text: &str) -> Result<Conf, Failure> {
         Conf::parse(text.as_bytes())
+    }
+
+    /// Found by the fuzz target `cni`: the error named a type of ours.
+    #[test]
+    fn what_is_no_object_is_refused_as_such() {
+        let err = parse("\"tcp\"").err().unwrap();
+        assert_eq!(err.to_string(), "network configuration: all of it is no JSON object");
     }
 
     #[test]
