@@ -25,7 +25,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     residents.into_iter().for_each(end);
     let mut table = Table::of_durations("CRI", text);
     for (call, least) in
-        [("RunPodSandbox", Some(8.0)), ("StopPodSandbox", Some(25.0)), ("RemovePodSandbox", None)]
+        [("RunPodSandbox", Some(12.0)), ("StopPodSandbox", Some(50.0)), ("RemovePodSandbox", None)]
     {
         table.durations(call, &logs.each_ref().map(|log| durations(log, call)), least);
     }

@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_conformance::{Background, run, wait_until};
+use weft_conformance::{run, wait_until};
 
 use crate::Nodes;
 use crate::cni::CniPod;
@@ -162,7 +162,7 @@ struct Crowd<'a> {
     residents: Vec<(CniPod<'a>, Value)>,
     next: usize,
     /// In the first resident.
-    server: Option<Background>,
+    server: Option<Child>,
 }
 
 impl<'a> Crowd<'a> {
@@ -183,8 +183,8 @@ impl<'a> Crowd<'a> {
 
     /// The milliseconds until the links of all but so many pods are gone.
     fn empty(&mut self, pods: usize) -> Vec<f64> {
-        if pods == 0 {
-            self.server = None;
+        if let Some(mut server) = self.server.take_if(|_| pods == 0) {
+            server.kill().and_then(|()| server.wait()).expect("end the server");
         }
         let gone = self.residents.split_off(pods);
         for (pod, result) in &gone {
@@ -216,7 +216,8 @@ impl<'a> Crowd<'a> {
         };
         if self.server.is_none() {
             let mut command = inside(server, &["server", "--addr", address, "--port", PORT, "--cpu", "1"]);
-            self.server = Some(Background::start(&mut command));
+            self.server =
+                Some(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("run ip(8)"));
             wait_until(Duration::from_secs(10), "the server listens", || {
                 let mut command = Command::new("ip");
                 run(command.args(["netns", "exec", &server.name, "ss", "-ltnH"])).contains(PORT)
