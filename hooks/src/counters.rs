@@ -143,7 +143,7 @@ impl Counters {
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let counted: [[u64; 2]; OUTCOMES] = read(dir, COUNTERS, sum)?;
         let drops = match read(dir, DROPS, |values: &PerCpuValues<u64>| values.iter().sum()) {
-            Err(e) if is_absent(&e) => None,
+            Err(e) if e.is_absent() => None,
             drops => Some(Drops(drops?)),
         };
         Ok(Self::of(counted, drops))
@@ -173,7 +173,7 @@ impl PodCounters {
         let opened = open(dir, POD_COUNTERS)
             .and_then(|map| map.try_into().map_err(Error::map("open", POD_COUNTERS)).map(Self));
         match opened {
-            Err(e) if is_absent(&e) => Ok(None),
+            Err(e) if e.is_absent() => Ok(None),
             opened => opened.map(Some),
         }
     }
@@ -226,7 +226,7 @@ impl PodCounters {
     /// [`Error::Map`].
     pub fn remove(&mut self, ifindex: u32) -> Result<bool, Error> {
         match self.0.remove(&ifindex).map_err(Error::map("write", POD_COUNTERS)) {
-            Err(e) if e.errno() == Some(Errno::ENOENT as i32) => Ok(false),
+            Err(e) if e.is_absent() => Ok(false),
             removed => removed.map(|()| true),
         }
     }
@@ -234,10 +234,6 @@ impl PodCounters {
 
 fn open(dir: &Path, name: &'static str) -> Result<Map, Error> {
     MapData::from_pin(dir.join(name)).and_then(Map::from_map_data).map_err(Error::map("open", name))
-}
-
-fn is_absent(error: &Error) -> bool {
-    error.errno() == Some(Errno::ENOENT as i32)
 }
 
 /// An array by its indices, each added up over the CPUs.

@@ -151,6 +151,11 @@ impl Error {
         None
     }
 
+    /// Whether what was looked for is not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.errno() == Some(Errno::ENOENT as i32)
+    }
+
     /// An operation on a map, for `map_err`.
     pub(crate) fn map(action: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Map { action, map, source: Box::new(source) }

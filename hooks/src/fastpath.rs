@@ -254,7 +254,7 @@ fn replace(
 fn detach_all(dir: &Path) -> Vec<Error> {
     let links = match Pods::open(dir).and_then(|pods| pods.links()) {
         Ok(links) => links,
-        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => return Vec::new(),
+        Err(e) if e.is_absent() => return Vec::new(),
         Err(e) => return vec![e],
     };
     let tc = match Tc::open() {

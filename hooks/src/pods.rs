@@ -16,7 +16,6 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapError},
 };
-use nix::errno::Errno;
 
 use crate::error::Error;
 
@@ -108,7 +107,7 @@ fn open_map<V: Pod>(dir: &Path, name: &'static str) -> Result<HashMap<MapData, K
 fn delete<V: Pod>(map: &mut HashMap<MapData, Key, V>, key: &Key, name: &'static str) -> Result<(), Error> {
     let deleted = map.remove(key).map_err(Error::map("write", name));
     match deleted {
-        Err(e) if e.errno() == Some(Errno::ENOENT as i32) => Ok(()),
+        Err(e) if e.is_absent() => Ok(()),
         deleted => deleted,
     }
 }

@@ -217,14 +217,8 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) -> Result<(), pod::Error>
     }
     let forget = || {
         let netfilter = Netfilter::open()?;
-        for address in addresses {
-            for flows in [Flows::AnsweredBy(*address), Flows::BegunBy(*address)] {
-                for connection in netfilter.connections(flows)? {
-                    netfilter.forget(connection)?;
-                }
-            }
-        }
-        Ok::<(), weft_netns::Error>(())
+        let of = |address: &IpAddr| [Flows::AnsweredBy(*address), Flows::BegunBy(*address)];
+        addresses.iter().flat_map(of).try_for_each(|flows| forget_all(&netfilter, flows))
     };
     match forget() {
         // A kernel without this part of conntrack cannot tell what it remembers (`nfnetlink_rcv_msg` in
@@ -236,12 +230,11 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) -> Result<(), pod::Error>
 
 /// Without it, the next packets of a connection went to the pod's address, whoever has it by then.
 fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
-    for address in &record.addresses {
-        for connection in netfilter.connections(Flows::AnsweredBy(*address))? {
-            netfilter.forget(connection)?;
-        }
-    }
-    Ok(())
+    record.addresses.iter().try_for_each(|address| forget_all(netfilter, Flows::AnsweredBy(*address)))
+}
+
+fn forget_all(netfilter: &Netfilter, flows: Flows) -> Result<(), weft_netns::Error> {
+    netfilter.connections(flows)?.into_iter().try_for_each(|connection| netfilter.forget(connection))
 }
 
 /// What belongs into the table. Where two records want the same port, the one that was attached first has it.

@@ -35,11 +35,7 @@ fn is_one_port(a: &api::Port, b: &api::Port) -> bool {
 fn row(port: &[api::Port]) -> Option<[String; 6]> {
     let one = port.first()?;
     let at = if one.host_ip.is_empty() { "any" } else { &one.host_ip };
-    let pod = match (one.pod_namespace.as_str(), one.pod_name.as_str()) {
-        (_, "") => "-".to_owned(),
-        ("", name) => name.to_owned(),
-        (namespace, name) => format!("{namespace}/{name}"),
-    };
+    let pod = show::name_of(&one.pod_namespace, &one.pod_name);
     let state = match state(port) {
         "published" if one.host_ip_absent => "waits for its address",
         state => state,

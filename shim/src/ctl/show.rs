@@ -55,7 +55,11 @@ fn row(record: &Record, wide: bool) -> Vec<String> {
 
 /// `namespace/name`, or `-` where the runtime did not say.
 pub(super) fn pod_name(record: &Record) -> String {
-    match (record.pod.namespace.as_str(), record.pod.name.as_str()) {
+    name_of(&record.pod.namespace, &record.pod.name)
+}
+
+pub(super) fn name_of(namespace: &str, name: &str) -> String {
+    match (namespace, name) {
         (_, "") => "-".to_owned(),
         ("", name) => name.to_owned(),
         (namespace, name) => format!("{namespace}/{name}"),

@@ -25,16 +25,8 @@ const STEP: &str = "make the table inet weft anew";
 /// # Errors
 /// [`Error::Overtaken`], or the kernel's or the store's.
 pub(super) fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod::Error> {
-    for _ in 0..ATTEMPTS {
-        let generation = netfilter.generation().map_err(kernel(STEP))?;
-        // A pod of a newer version loses its ports with the table, but no other pod waits for it.
-        let records = ledger.readable_records()?;
-        let shape = shape(netfilter, &records).map_err(kernel(STEP))?;
-        if remake(netfilter, generation, &records)? {
-            return if shape == Shape::Damaged { ledger.count_repair() } else { Ok(()) };
-        }
-    }
-    Err(Error::Overtaken.into())
+    // A pod of a newer version loses its ports with the table, but no other pod waits for it.
+    mend(ledger, netfilter, Ledger::readable_records, |_| true).map(drop)
 }
 
 /// Makes the table anew if it is damaged; `true` if it was. Who watches the store hears of it. What is stale goes without a word.
@@ -43,15 +35,29 @@ pub(super) fn restore(ledger: &Ledger, netfilter: &Netfilter) -> Result<(), pod:
 /// As of [`restore`].
 pub(crate) fn repair(ledger: &Ledger) -> Result<bool, pod::Error> {
     let netfilter = Netfilter::open().map_err(kernel(STEP))?;
+    let shape = mend(ledger, &netfilter, Ledger::records, |shape| shape != Shape::Whole)?;
+    Ok(shape == Shape::Damaged)
+}
+
+/// Makes the table anew where its shape asks for it; what that was. Damage is counted.
+fn mend(
+    ledger: &Ledger,
+    netfilter: &Netfilter,
+    read: impl Fn(&Ledger) -> Result<Vec<Record>, pod::Error>,
+    asks_for_it: impl Fn(Shape) -> bool,
+) -> Result<Shape, pod::Error> {
     for _ in 0..ATTEMPTS {
         let generation = netfilter.generation().map_err(kernel(STEP))?;
-        let records = ledger.records()?;
-        let shape = shape(&netfilter, &records).map_err(kernel(STEP))?;
-        if shape == Shape::Whole {
-            return Ok(false);
+        let records = read(ledger)?;
+        let shape = shape(netfilter, &records).map_err(kernel(STEP))?;
+        if !asks_for_it(shape) {
+            return Ok(shape);
         }
-        if remake(&netfilter, generation, &records)? {
-            return if shape == Shape::Damaged { ledger.count_repair().map(|()| true) } else { Ok(false) };
+        if remake(netfilter, generation, &records)? {
+            if shape == Shape::Damaged {
+                ledger.count_repair()?;
+            }
+            return Ok(shape);
         }
     }
     Err(Error::Overtaken.into())

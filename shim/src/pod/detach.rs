@@ -84,10 +84,11 @@ pub(crate) async fn detach_record(
         journal::tell(Level::Info, &record, format_args!("detached"));
         return Ok(());
     };
+    let why = all(&errors);
     let again = "to be tried again by the next reconcile";
-    journal::tell(Level::Warn, &record, format_args!("not detached, {again}: {}", all(&errors)));
+    journal::tell(Level::Warn, &record, format_args!("not detached, {again}: {why}"));
     record.state = State::Detaching;
-    record.tombstone = Some(all(&errors));
+    record.tombstone = Some(why);
     errors.extend(ledger.write(&record).err());
     // What went wrong is told; that it cannot be counted is not worse.
     drop(tally::add(&config.run_dir, &[(tally::Event::Tombstone, 1)]));
