@@ -1,7 +1,10 @@
 //! What an attach costs: two sockets, a pair, and everything a dual-stack pod needs on both ends. Prints the median, the
 //! 90th and the 99th percentile of each step, in microseconds. As root: `cargo run --release --example attach [ROUNDS]`.
 //!
-//! It makes its own namespaces: one plays the host, and each round has a new pod's. Making them is not counted, and none ends
+//! `attach NAMESPACE` attaches that one, says nothing, and is the floor that `make bench` measures the CNI plugin by: no lease, no
+//! record, no eBPF. The pair goes with the namespace.
+//!
+//! Without one it makes its own namespaces: one plays the host, and each round has a new pod's. Making them is not counted, and none ends
 //! before the last round, for the kernel takes its locks to take a namespace apart.
 
 #![expect(clippy::print_stdout, reason = "that is what it is for")]
@@ -22,8 +25,14 @@ const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr
 const STEPS: [&str; 4] = ["sockets", "veth", "both ends", "whole"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let rounds = std::env::args().nth(1).map_or(Ok(300), |text| text.parse())?;
+    let argument = std::env::args().nth(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    if let Some(path) = argument.as_ref().filter(|text| text.starts_with('/')) {
+        // A name of its own: the kernel takes the pair of the namespace before a moment later.
+        runtime.block_on(attach(&NetNs::open(path.as_ref())?, std::process::id()))?;
+        return Ok(());
+    }
+    let rounds = argument.map_or(Ok(300), |text| text.parse())?;
     NetNs::create()?.join()?;
     let mut pods = Vec::new();
     let mut times = [const { Vec::new() }; STEPS.len()];

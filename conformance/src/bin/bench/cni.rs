@@ -1,18 +1,19 @@
 //! CNI ADD and DEL: from the start to the exit of every plugin, as libcni runs them.
 //!
-//! `nsenter(1)` must not be in the figures, so the program runs itself on each node and starts the plugins from there; the two nodes
-//! take turns, pod by pod, and either has another pod, which stays. A pod here is a namespace made by `ip netns`, outside of the time that counts.
+//! The program runs itself on each node ([`OnNode`]) and starts the plugins from there; the two nodes take turns, pod by pod,
+//! and either has another pod, which stays. A pod here is a namespace made by `ip netns`, outside of the time that counts.
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write, stdin};
+use std::io::{Write, stdin};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_conformance::{Node, run};
+use weft_conformance::run;
 
+use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
 use crate::{Nodes, end};
 
@@ -38,11 +39,11 @@ type Times = [f64; OPERATIONS.len()];
 type Both = [[Samples; 2]; OPERATIONS.len()];
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
-    let mut arms = [&nodes.weft, &nodes.reference].map(OnNode::start);
-    let [first, _] = arms.each_mut().map(|arm| arm.cycle(0));
+    let mut arms = [&nodes.weft, &nodes.reference].map(|node| OnNode::start(node, ON_NODE, &[]));
+    let [first, _] = arms.each_mut().map(|arm| cycle(arm, 0));
     let residents = nodes.residents();
     let bare = in_turn(&mut arms, 0, PODS);
-    let floor: Samples = (0..PODS).map(|_| arms[0].floor()).collect();
+    let floor: Samples = (0..PODS).map(|_| arms[0].ask::<[f64; 1]>(FLOOR)[0]).collect();
     let with_ports = WITH_PORTS.map(|(ports, pods, least)| (ports, in_turn(&mut arms, ports, pods), least));
     arms.into_iter().for_each(OnNode::end);
     residents.into_iter().for_each(end);
@@ -79,7 +80,7 @@ fn in_turn(arms: &mut [OnNode; 2], ports: u16, pods: usize) -> Both {
     for pod in 0..pods {
         for turn in 0..2 {
             let arm = (pod + turn) % 2;
-            for (samples, time) in samples.iter_mut().zip(arms[arm].cycle(ports)) {
+            for (samples, time) in samples.iter_mut().zip(cycle(&mut arms[arm], ports)) {
                 samples[arm].push(time);
             }
         }
@@ -87,51 +88,12 @@ fn in_turn(arms: &mut [OnNode; 2], ports: u16, pods: usize) -> Both {
     samples
 }
 
-/// This program on a node: for every line it attaches and detaches a pod and answers how long that took.
-struct OnNode {
-    process: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
+/// The times of a new pod with so many host ports, in ms.
+fn cycle(arm: &mut OnNode, ports: u16) -> Times {
+    arm.ask(&ports.to_string())
 }
 
-impl OnNode {
-    fn start(node: &Node) -> Self {
-        let program = env::current_exe().expect("the path of this program");
-        let mut command = node.command(program);
-        command.arg(ON_NODE).arg(node.dir()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().expect("run nsenter(1)");
-        let ask = process.stdin.take().expect("stdin is piped");
-        let answers = BufReader::new(process.stdout.take().expect("stdout is piped"));
-        Self { process, ask, answers }
-    }
-
-    /// The times of a new pod with so many host ports, in ms.
-    fn cycle(&mut self, ports: u16) -> Times {
-        self.ask(&ports.to_string())
-    }
-
-    /// The time of the floor, in ms.
-    fn floor(&mut self) -> f64 {
-        let [took] = self.ask(FLOOR);
-        took
-    }
-
-    fn ask<const N: usize>(&mut self, what: &str) -> [f64; N] {
-        writeln!(self.ask, "{what}").expect("ask for a pod");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("read how long it took");
-        let times: Vec<f64> = serde_json::from_str(&answer)
-            .expect("a list of times; if there is none, the other side has said why");
-        times.try_into().expect("one time for each operation")
-    }
-
-    fn end(mut self) {
-        drop(self.ask);
-        assert!(self.process.wait().expect("wait for a child").success(), "measured to the end");
-    }
-}
-
-/// The other side of [`OnNode`]: serves until stdin ends.
+/// The other side of [`OnNode`]: for every line it attaches and detaches a pod and answers how long that took, until stdin ends.
 pub(crate) fn serve(node: &Path) {
     let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
     let network: Value = serde_json::from_str(&network).expect("the network is JSON");
@@ -148,7 +110,7 @@ pub(crate) fn serve(node: &Path) {
 
 /// Runs the program beside this one that attaches and does no more.
 fn floor(namespace: &str) -> Duration {
-    let program = env::current_exe().expect("the path of this program").with_file_name("examples/floor");
+    let program = env::current_exe().expect("the path of this program").with_file_name("examples/attach");
     let start = Instant::now();
     run(Command::new(program).arg(format!("/run/netns/{namespace}")));
     start.elapsed()

@@ -22,6 +22,7 @@ mod cri;
 mod idle;
 mod machine;
 mod memory;
+mod on_node;
 mod report;
 mod scale;
 mod shim;

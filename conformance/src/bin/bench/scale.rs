@@ -3,11 +3,10 @@
 //!
 //! As in [`crate::cni`], the program runs itself on the node and calls the plugin from there; its pods are namespaces.
 
-use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write, stdin};
+use std::io::{Write, stdin};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use weft_conformance::{run, wait_until};
 
 use crate::Nodes;
 use crate::cni::CniPod;
+use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
 use crate::tcp::netbench;
 use crate::weft_node;
@@ -41,31 +41,17 @@ struct Size {
 /// A node of its own: the pods of other measurements are not among these.
 pub(crate) fn measure(_: &Nodes) -> Table {
     let node = weft_node(&[]);
-    let program = env::current_exe().expect("the path of this program");
-    let mut process = node
-        .command(program)
-        .arg(ON_NODE)
-        .arg(node.dir())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("run nsenter(1)");
-    let mut there = There {
-        ask: process.stdin.take().expect("stdin is piped"),
-        answers: BufReader::new(process.stdout.take().expect("stdout is piped")),
-        process,
-    };
+    let mut there = OnNode::start(&node, ON_NODE, &[]);
     let (mut few, mut many) = (Size::default(), Size::default());
-    there.fill(FEW);
-    there.measure(&mut few);
-    there.fill(MANY);
-    there.measure(&mut many);
-    let [reclaimed] = there.ask(&format!("empty {FEW}"));
-    there.measure(&mut few);
-    let one_by_one: Samples = (0..20).map(|_| there.ask::<1>("link")[0]).collect();
-    there.ask::<1>("empty 0");
-    drop(there.ask);
-    assert!(there.process.wait().expect("wait for a child").success(), "measured to the end");
+    fill(&mut there, FEW);
+    look(&mut there, &mut few);
+    fill(&mut there, MANY);
+    look(&mut there, &mut many);
+    let [reclaimed]: [f64; 1] = there.ask(&format!("empty {FEW}"));
+    look(&mut there, &mut few);
+    let one_by_one: Samples = (0..20).map(|_| there.ask::<[f64; 1]>("link")[0]).collect();
+    there.ask::<[f64; 1]>("empty 0");
+    there.end();
     node.finish();
     table(&few, &many, reclaimed, &one_by_one)
 }
@@ -97,43 +83,25 @@ fn table(few: &Size, many: &Size, reclaimed: f64, one_by_one: &Samples) -> Table
     table
 }
 
-/// This program on the node.
-struct There {
-    process: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
+fn fill(there: &mut OnNode, pods: usize) {
+    there.ask::<[f64; 1]>(&format!("fill {pods}"));
 }
 
-impl There {
-    fn ask<const N: usize>(&mut self, what: &str) -> [f64; N] {
-        writeln!(self.ask, "{what}").expect("ask for a measurement");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("read what was measured");
-        let figures: Vec<f64> =
-            serde_json::from_str(&answer).expect("a list; if there is none, the other side has said why");
-        figures.try_into().expect("as many figures as were asked for")
-    }
-
-    fn fill(&mut self, pods: usize) {
-        self.ask::<1>(&format!("fill {pods}"));
-    }
-
-    fn measure(&mut self, size: &mut Size) {
-        for pod in 0..WARM_UP + PODS {
-            let [add, del] = self.ask("pod");
-            if pod >= WARM_UP {
-                size.add.push(add);
-                size.del.push(del);
-            }
+fn look(there: &mut OnNode, size: &mut Size) {
+    for pod in 0..WARM_UP + PODS {
+        let [add, del]: [f64; 2] = there.ask("pod");
+        if pod >= WARM_UP {
+            size.add.push(add);
+            size.del.push(del);
         }
-        for _ in 0..ROUNDS {
-            let [per_second] = self.ask("talk");
-            size.per_second.push(per_second);
-        }
+    }
+    for _ in 0..ROUNDS {
+        let [per_second] = there.ask("talk");
+        size.per_second.push(per_second);
     }
 }
 
-/// The other side of [`There`]: serves until stdin ends.
+/// The other side of [`OnNode`]: serves until stdin ends.
 pub(crate) fn serve(node: &Path) {
     let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
     let network: Value = serde_json::from_str(&network).expect("the network is JSON");

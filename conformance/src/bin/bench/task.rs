@@ -4,16 +4,14 @@
 //! have bundles on a tmpfs, fifos for their output, a bind mount for a root file system, and no network namespace of their own.
 //! What runc takes is the same for all, so what a shim adds to it is its share.
 
-use std::env;
-use std::io::{BufRead, BufReader, Write, stdin};
+use std::io::stdin;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use serde_json::json;
-use weft_conformance::Node;
 
 use crate::Nodes;
 use crate::alone::Alone;
+use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
 use crate::shim::Shim;
 
@@ -51,15 +49,16 @@ pub(crate) type Times = [Option<f64>; CALLS.len()];
 pub(crate) fn measure(nodes: &Nodes) -> Table {
     // runc alone runs where weft runs.
     let homes = [&nodes.weft, &nodes.reference, &nodes.weft];
-    let mut arms: Vec<OnNode> = homes.iter().zip(ARMS).map(|(node, arm)| OnNode::start(node, arm)).collect();
+    let mut arms: Vec<OnNode> =
+        homes.iter().zip(ARMS).map(|(node, arm)| OnNode::start(node, ON_NODE, &[arm])).collect();
     for arm in &mut arms {
-        arm.cycle();
+        arm.ask::<Times>("");
     }
     let mut samples: [[Samples; ARMS.len()]; CALLS.len()] = Default::default();
     for container in 0..CONTAINERS {
         for turn in 0..ARMS.len() {
             let arm = (container + turn) % ARMS.len();
-            for (samples, time) in samples.iter_mut().zip(arms[arm].cycle()) {
+            for (samples, time) in samples.iter_mut().zip(arms[arm].ask::<Times>("")) {
                 time.into_iter().for_each(|time| samples[arm].push(time));
             }
         }
@@ -108,38 +107,7 @@ fn table(samples: &[[Samples; ARMS.len()]; CALLS.len()]) -> Table {
     table
 }
 
-/// This program on a node: for every line it lives a container's life and answers how long each step took.
-struct OnNode {
-    process: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl OnNode {
-    fn start(node: &Node, arm: &str) -> Self {
-        let program = env::current_exe().expect("the path of this program");
-        let mut command = node.command(program);
-        command.arg(ON_NODE).arg(node.dir()).arg(arm).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().expect("run nsenter(1)");
-        let ask = process.stdin.take().expect("stdin is piped");
-        let answers = BufReader::new(process.stdout.take().expect("stdout is piped"));
-        Self { process, ask, answers }
-    }
-
-    fn cycle(&mut self) -> Times {
-        writeln!(self.ask).expect("ask for a container");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("read how long it took");
-        serde_json::from_str(&answer).expect("a list of times; if there is none, the other side has said why")
-    }
-
-    fn end(mut self) {
-        drop(self.ask);
-        assert!(self.process.wait().expect("wait for a child").success(), "measured to the end");
-    }
-}
-
-/// The other side of [`OnNode`]: serves until stdin ends.
+/// The other side of [`OnNode`]: for every line it lives a container's life and answers how long each step took, until stdin ends.
 pub(crate) fn serve(node: &Path, arm: &str) {
     for (number, line) in stdin().lines().enumerate() {
         line.expect("read from stdin");
