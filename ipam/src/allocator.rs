@@ -9,7 +9,7 @@
 //! address is in one pool at most; two networks that use overlapping, different ranges in turn are correct, and pay
 //! for that pass each time. Two networks with the same range share its pool: an address is unique on the node.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Bound;
 
@@ -25,6 +25,10 @@ use crate::store::{ReadTxn, WriteTxn, failed};
 /// Beyond so many free addresses with a past, a cooled one is taken before one that was never leased: otherwise
 /// the store would grow by a row with every pod that a /64 ever had. Small ranges never get there.
 const REMEMBERED: u64 = 4096;
+
+/// How many addresses an interface may have. A row of leases could tell of 255; nobody has asked for more than a few, and each costs
+/// a pod routes, neighbours and rows.
+const MOST_ADDRESSES: usize = 16;
 
 /// An address that was chosen, and the pool that it is in.
 pub(crate) struct Pick {
@@ -121,19 +125,17 @@ impl ReadTxn<'_> {
     fn confirm(
         &self,
         network: &str,
-        ranges: &[Range],
+        sets: &[Set<'_>],
         wanted: &[IpAddr],
         held: Vec<Lease>,
     ) -> Result<Vec<Lease>, Error> {
         for lease in &held {
             self.check_holder(lease)?;
         }
-        let asked: HashSet<Family> = ranges.iter().map(Range::family).collect();
-        let fits = |lease: &Lease| {
-            lease.network == network && ranges.iter().any(|range| range.contains(lease.address))
-        };
+        let of_network = held.iter().all(|lease| lease.network == network);
+        let serves = |set: &Set<'_>| held.iter().filter(|lease| set.contains(&lease.address)).count() == 1;
         let is_held = |wanted: &IpAddr| held.iter().any(|lease| lease.address == *wanted);
-        if held.len() == asked.len() && held.iter().all(fits) && wanted.iter().all(is_held) {
+        if of_network && held.len() == sets.len() && sets.iter().all(serves) && wanted.iter().all(is_held) {
             return Ok(held);
         }
         Err(Error::Held { held, asked: network.into() })
@@ -148,7 +150,7 @@ impl ReadTxn<'_> {
         }
     }
 
-    /// Finds an address for one family, in the first pool that has a good one.
+    /// Finds an address, in the first pool that has a good one.
     fn pick(&self, mut pools: Vec<Pool>, now: u64) -> Result<Result<Pick, Vec<Pool>>, Error> {
         let mut oldest: Option<(Freed, usize)> = None;
         for (index, pool) in pools.iter_mut().enumerate() {
@@ -192,22 +194,22 @@ impl ReadTxn<'_> {
 }
 
 impl WriteTxn<'_> {
-    /// Leases one address of each family that has a range; ranges of one family are tried in order. An owner that
-    /// holds such addresses gets the same again.
+    /// Leases one address of each family of each set, IPv4 first; the ranges of these are tried in order. An owner that holds
+    /// such addresses gets the same again.
     ///
     /// # Errors
-    /// Nothing is leased then. [`Error::Exhausted`], [`Error::Overlap`]; [`Error::Held`] if the owner holds
-    /// addresses of another network, or others than one in the ranges of each family (they may be in use, so they
+    /// Nothing is leased then. [`Error::Exhausted`], [`Error::Overlap`], [`Error::TooMany`]; [`Error::Held`] if the owner
+    /// holds addresses of another network, or others than one of each family of each set (they may be in use, so they
     /// are not taken away); [`Error::Full`], [`Error::Transaction`], [`Error::Damaged`], [`Error::Clock`].
     pub fn reserve(&mut self, network: &str, ranges: &[Range], owner: &Owner) -> Result<Vec<Lease>, Error> {
         self.reserve_these(network, ranges, &[], owner)
     }
 
-    /// As [`WriteTxn::reserve`], but of a family that `wanted` has an address of, exactly that one. It may be one that
+    /// As [`WriteTxn::reserve`], but of ranges that have an address of `wanted`, exactly that one. It may be one that
     /// cools down: whoever names it knows who had it.
     ///
     /// # Errors
-    /// Also [`Error::Elsewhere`], [`Error::Unleasable`], [`Error::TwoOfFamily`], and [`Error::Taken`] if another owner
+    /// Also [`Error::Elsewhere`], [`Error::Unleasable`], [`Error::TwoOfSet`], and [`Error::Taken`] if another owner
     /// has it.
     pub fn reserve_these(
         &mut self,
@@ -218,22 +220,22 @@ impl WriteTxn<'_> {
     ) -> Result<Vec<Lease>, Error> {
         check_apart(ranges)?;
         exact::check(network, ranges, wanted)?;
+        let sets = sets(ranges)?;
         let held = self.reader().leases_of(owner)?;
         if !held.is_empty() {
-            return self.reader().confirm(network, ranges, wanted, held);
+            return self.reader().confirm(network, &sets, wanted, held);
         }
         let now = now()?;
-        let mut picks = Vec::with_capacity(Family::ALL.len());
-        for family in Family::ALL {
-            let of_family = ranges.iter().filter(|range| range.family() == family);
-            let pools: Vec<Pool> =
-                of_family.map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
-            if let Some(address) = wanted.iter().find(|address| Family::of(**address) == family) {
-                picks.push(self.reader().pick_this(network, pools, *address)?);
-            } else if !pools.is_empty() {
-                let pick = self.reader().pick(pools, now)?;
-                picks.push(pick.map_err(|pools| exhausted(network, family, &pools))?);
-            }
+        let mut picks = Vec::with_capacity(sets.len());
+        for set in &sets {
+            let pools = set.ranges.iter().map(|range| self.adopt(range.span())).collect::<Result<_, _>>()?;
+            picks.push(match wanted.iter().find(|address| set.contains(address)) {
+                Some(address) => self.reader().pick_this(network, pools, *address)?,
+                None => {
+                    let pick = self.reader().pick(pools, now)?;
+                    pick.map_err(|pools| exhausted(network, set.family, &pools))?
+                }
+            });
         }
         let mut leases = Vec::with_capacity(picks.len());
         for pick in picks {
@@ -321,6 +323,30 @@ impl WriteTxn<'_> {
         }
         Ok(())
     }
+}
+
+/// What one address comes from: the ranges of one family in one set, in order.
+struct Set<'r> {
+    family: Family,
+    ranges: Vec<&'r Range>,
+}
+
+impl Set<'_> {
+    fn contains(&self, address: &IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(*address))
+    }
+}
+
+/// IPv4 comes first, for those who know one address of a pod only and take the first.
+fn sets(ranges: &[Range]) -> Result<Vec<Set<'_>>, Error> {
+    let mut sets: BTreeMap<(Family, u8), Vec<&Range>> = BTreeMap::new();
+    for range in ranges {
+        sets.entry((range.family(), range.set())).or_default().push(range);
+    }
+    if sets.len() > MOST_ADDRESSES {
+        return Err(Error::TooMany { asked: sets.len(), most: MOST_ADDRESSES });
+    }
+    Ok(sets.into_iter().map(|((family, _), ranges)| Set { family, ranges }).collect())
 }
 
 fn check_apart(ranges: &[Range]) -> Result<(), Error> {

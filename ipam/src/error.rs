@@ -117,9 +117,19 @@ pub enum Error {
         /// What it is kept for.
         why: &'static str,
     },
-    /// Two addresses of one family were asked for.
-    #[error("addresses {one} and {other} are both {family}, and an interface has one of each family")]
-    TwoOfFamily {
+    /// More addresses than an interface may have.
+    #[error("the ranges give an interface {asked} addresses, and it may have {most}")]
+    TooMany {
+        /// One of each family of each set.
+        asked: usize,
+        /// How many are possible.
+        most: usize,
+    },
+    /// Two addresses of one family and set were asked for.
+    #[error(
+        "addresses {one} and {other} are both {family}, and of ranges that give an interface one address"
+    )]
+    TwoOfSet {
         /// Of both.
         family: Family,
         /// As asked for.

@@ -10,12 +10,14 @@ use crate::store::ReadTxn;
 
 /// Whether the addresses may be leased at all, whoever has them now.
 pub(crate) fn check(network: &str, ranges: &[Range], wanted: &[IpAddr]) -> Result<(), Error> {
-    for (index, &address) in wanted.iter().enumerate() {
-        let family = Family::of(address);
-        if let Some(&other) = wanted.iter().take(index).find(|other| Family::of(**other) == family) {
-            return Err(Error::TwoOfFamily { family, one: other, other: address });
-        }
-        if ranges.iter().any(|range| range.contains(address)) {
+    let mut used: Vec<(&Range, IpAddr)> = Vec::with_capacity(wanted.len());
+    for &address in wanted {
+        if let Some(range) = ranges.iter().find(|range| range.contains(address)) {
+            let same = |other: &Range| other.family() == range.family() && other.set() == range.set();
+            if let Some(&(_, one)) = used.iter().find(|(other, _)| same(other)) {
+                return Err(Error::TwoOfSet { family: range.family(), one, other: address });
+            }
+            used.push((range, address));
             continue;
         }
         return Err(match ranges.iter().find(|range| range.subnet().contains(&address)) {

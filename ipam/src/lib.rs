@@ -26,5 +26,5 @@ mod turn;
 pub use error::Error;
 pub use lease::{Lease, Owner};
 pub use range::{Family, Range, RangeError, RangeSpec};
-pub use report::{Fill, Usage};
+pub use report::{Fill, Stock, Usage};
 pub use store::{COOL_DOWN, ReadTxn, Store, WriteTxn};

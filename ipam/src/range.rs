@@ -128,6 +128,7 @@ pub struct Range {
     gateway: IpAddr,
     exclude: Vec<IpNet>,
     span: Span,
+    set: u8,
 }
 
 impl Range {
@@ -168,7 +169,19 @@ impl Range {
         let nothing_left = RangeError::NothingLeft { subnet };
         let gateway = address(family, gateway_bits).ok_or_else(|| nothing_left.clone())?;
         let span = Span::new(family, first, last, holes).ok_or(nothing_left)?;
-        Ok(Range { subnet, gateway, exclude: spec.exclude, span })
+        Ok(Range { subnet, gateway, exclude: spec.exclude, span, set: 0 })
+    }
+
+    /// The same as part of another set than 0. Ranges of one family and set serve one address, the first that has one free.
+    #[must_use]
+    pub fn in_set(self, set: u8) -> Range {
+        Range { set, ..self }
+    }
+
+    /// The set that it is part of.
+    #[must_use]
+    pub fn set(&self) -> u8 {
+        self.set
     }
 
     /// The subnet that the range is part of.

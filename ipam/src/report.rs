@@ -1,5 +1,6 @@
 //! What the store tells of its ranges and leases.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,7 +8,7 @@ use ipnet::IpNet;
 use crate::allocator::now;
 use crate::error::Error;
 use crate::lease::Owner;
-use crate::range::{Range, Span, address};
+use crate::range::{Family, Range, Span, address};
 use crate::row::{Address, Freed, Pool, Table};
 use crate::store::ReadTxn;
 
@@ -22,6 +23,17 @@ pub struct Usage {
     pub used: u128,
     /// How many of the free ones were freed so recently that others are preferred.
     pub cooling: u128,
+}
+
+/// What ranges of one family and set have together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stock {
+    /// Of the addresses.
+    pub family: Family,
+    /// Addresses that may be leased.
+    pub total: u128,
+    /// How many of them are leased.
+    pub used: u128,
 }
 
 /// How full the addresses between two are, of which some has been leased since the boot: a range in use, whether or not the
@@ -60,6 +72,21 @@ impl ReadTxn<'_> {
             Ok(Usage { subnet: range.subnet(), total: range.capacity(), used, cooling })
         };
         ranges.iter().map(usage).collect()
+    }
+
+    /// How full the ranges of each family of each set are together: whether there is an address left.
+    ///
+    /// # Errors
+    /// As of [`ReadTxn::usage`].
+    pub fn stock(&self, ranges: &[Range]) -> Result<Vec<Stock>, Error> {
+        let mut stocks: BTreeMap<(Family, u8), Stock> = BTreeMap::new();
+        for (range, usage) in ranges.iter().zip(self.usage(ranges)?) {
+            let family = range.family();
+            let stock = stocks.entry((family, range.set())).or_insert(Stock { family, total: 0, used: 0 });
+            stock.total = stock.total.saturating_add(usage.total);
+            stock.used += usage.used;
+        }
+        Ok(stocks.into_values().collect())
     }
 
     /// How full every range is that was leased from since the boot, in the order of their addresses, IPv4 first.

@@ -302,8 +302,7 @@ fn parse_leases(owner: &Owner, value: &[u8]) -> Option<Vec<Lease>> {
     let mut reader = Reader(value);
     let [count] = reader.array()?;
     let addresses: Vec<IpAddr> = (0..count).map(|_| reader.address()).collect::<Option<_>>()?;
-    // One of a family, as they are leased: two may be one that was written twice.
-    if [true, false].iter().any(|v4| addresses.iter().filter(|one| one.is_ipv4() == *v4).count() > 1) {
+    if addresses.iter().enumerate().any(|(at, address)| addresses.iter().take(at).any(|one| one == address)) {
         return None;
     }
     // Whoever leased did not let one pass that would break the lines it is told in.

@@ -52,6 +52,39 @@ fn a_named_address_is_leased_and_the_other_family_chosen() {
 }
 
 #[test]
+fn each_set_gives_an_address_of_each_of_its_families() {
+    let dir = folder();
+    let store = Store::open(dir.path()).unwrap();
+    let sets = [
+        range("10.0.0.0/30").in_set(2),
+        range("10.0.1.0/24").in_set(1),
+        range("fd00::/64").in_set(1),
+        range("10.0.2.0/24").in_set(2),
+    ];
+    let these = |wanted: &[IpAddr], who: &str| lease_these(&store, &sets, wanted, &owner(who));
+    assert_eq!(these(&[], "a").unwrap(), ips(["10.0.1.2", "10.0.0.2", "fd00::2"]));
+    assert_eq!(these(&[], "a").unwrap(), ips(["10.0.1.2", "10.0.0.2", "fd00::2"]), "again");
+    assert_eq!(
+        these(&[], "b").unwrap(),
+        ips(["10.0.1.3", "10.0.2.2", "fd00::3"]),
+        "the first of its ranges is full"
+    );
+    assert_eq!(these(&ips(["10.0.2.9", "10.0.1.9"]), "c").unwrap(), ips(["10.0.1.9", "10.0.2.9", "fd00::4"]));
+    let held = lease_these(&store, &sets[..3], &[], &owner("b")).unwrap_err();
+    assert!(matches!(held, Error::Held { .. }), "{held}");
+    let fewer = lease_these(&store, &sets[1..3], &[], &owner("a")).unwrap_err();
+    assert!(matches!(fewer, Error::Held { .. }), "{fewer}");
+    let many: Vec<Range> = (0..17).map(|set| range(&format!("10.1.{set}.0/24")).in_set(set)).collect();
+    let err = lease_these(&store, &many, &[], &owner("d")).unwrap_err();
+    assert_eq!(err.to_string(), "the ranges give an interface 17 addresses, and it may have 16");
+    let stock = store.read().unwrap().stock(&sets).unwrap();
+    let stock: Vec<(u128, u128)> = stock.iter().map(|stock| (stock.used, stock.total)).collect();
+    assert_eq!(stock[..2], [(3, 253), (3, 254)]);
+    drop(store);
+    assert_eq!(audit(dir.path()).len(), 9);
+}
+
+#[test]
 fn every_mistake_has_its_text_and_leases_nothing() {
     let dir = folder();
     let store = Store::open(dir.path()).unwrap();
@@ -89,7 +122,7 @@ fn every_mistake_has_its_text_and_leases_nothing() {
         (&["10.0.0.20"], "address 10.0.0.20 is leased to interface eth0 of container a"),
         (
             &["10.0.0.21", "10.0.0.22"],
-            "addresses 10.0.0.21 and 10.0.0.22 are both IPv4, and an interface has one of each family",
+            "addresses 10.0.0.21 and 10.0.0.22 are both IPv4, and of ranges that give an interface one address",
         ),
     ] {
         let wanted: Vec<IpAddr> = wanted.iter().map(|text| ip(text)).collect();

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_netns::Mac;
 
-/// The annotation with the addresses of `eth0`: one of each family at most, separated by commas.
+/// The annotation with the addresses of `eth0`: separated by commas, one at most of each family, or of each set of ranges.
 pub(crate) const IPS: &str = "weft.dev/ips";
 /// The annotation with the MAC address of `eth0`.
 pub(crate) const MAC: &str = "weft.dev/mac";

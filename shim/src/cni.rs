@@ -16,7 +16,7 @@ mod result;
 use std::io::{Read, Write};
 use std::time::Instant;
 
-use weft_ipam::Owner;
+use weft_ipam::{Family, Owner};
 
 use crate::config::Config;
 use crate::journal;
@@ -149,14 +149,10 @@ async fn status(config: &Config, conf: &Conf) -> Result<(), Failure> {
     }
 }
 
-/// A family whose ranges are all leased.
-fn full_family(ledger: &Ledger, network: &pod::Network) -> Result<Option<&'static str>, Failure> {
-    let usages = ledger.view()?.usage(&network.ranges).map_err(|source| ledger.failed(source))?;
-    let is_full = |ipv4: bool| {
-        let mut family = usages.iter().filter(|usage| usage.subnet.addr().is_ipv4() == ipv4).peekable();
-        family.peek().is_some() && family.all(|usage| usage.used >= usage.total)
-    };
-    Ok([("IPv4", true), ("IPv6", false)].into_iter().find(|(_, ipv4)| is_full(*ipv4)).map(|(name, _)| name))
+/// The family of ranges that are all leased.
+fn full_family(ledger: &Ledger, network: &pod::Network) -> Result<Option<Family>, Failure> {
+    let stocks = ledger.view()?.stock(&network.ranges).map_err(|source| ledger.failed(source))?;
+    Ok(stocks.iter().find(|stock| stock.used >= stock.total).map(|stock| stock.family))
 }
 
 /// Detaches everything of this network that the runtime no longer knows, and removes what has no record.

@@ -3,12 +3,17 @@
 //! No file is needed: every key has a default. An unknown key is an error, so that a typing mistake is not
 //! silently a default.
 
+mod range;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+pub use range::Range;
+pub(crate) use range::sets;
 
 /// Where the configuration is read from unless `WEFT_CONFIG` names another file.
 pub const DEFAULT_PATH: &str = "/etc/weft/config.toml";
@@ -46,7 +51,9 @@ pub struct Runtime {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// Tried in order within a family; a pod gets one address of each family that has a range.
+    /// A pod gets one address of each family that has a range; ranges of a family are tried in order. A list of ranges among them is
+    /// a set of its own, of which the pod gets another address of each family.
+    #[serde(deserialize_with = "sets")]
     pub ranges: Vec<Range>,
     /// Bytes; `None` takes the MTU of the node's default route.
     #[serde(default)]
@@ -57,26 +64,6 @@ pub struct Network {
     /// Destinations outside the ranges that see the pod's address all the same.
     #[serde(default)]
     pub masquerade_except: Vec<ipnet::IpNet>,
-}
-
-/// A subnet, and what of it may be leased. The spelling is that of the `host-local` plugin.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Range {
-    /// The subnet in CIDR form.
-    pub subnet: ipnet::IpNet,
-    /// First address to lease; by default the subnet's first host.
-    #[serde(default, rename = "rangeStart", alias = "range_start")]
-    pub start: Option<std::net::IpAddr>,
-    /// Last address to lease; by default the subnet's last host.
-    #[serde(default, rename = "rangeEnd", alias = "range_end")]
-    pub end: Option<std::net::IpAddr>,
-    /// Never leased; by default the subnet's first host.
-    #[serde(default)]
-    pub gateway: Option<std::net::IpAddr>,
-    /// Parts of the subnet that are never leased.
-    #[serde(default)]
-    pub exclude: Vec<ipnet::IpNet>,
 }
 
 impl Default for Config {

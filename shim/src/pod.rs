@@ -28,7 +28,7 @@ use crate::error::chain;
 use crate::failpoint::failpoint;
 use crate::record::{self, DataPath, HostPort, Names, Namespace, PodName, Record, State};
 use crate::routes::{
-    destinations, enable_forwarding, gateway, host_prefix, host_route, make_route, part_sources, pod_routes,
+    destinations, enable_forwarding, gateways, host_prefix, host_route, make_route, part_sources, pod_routes,
 };
 use crate::state::Ledger;
 use crate::turn::Turn;
@@ -249,7 +249,7 @@ async fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
     }
     inside.set_up_silent(link.index).await.map_err(kernel(step))?;
     let host_mac = record.host_mac.parse().map_err(kernel(step))?;
-    for gateway in record.addresses.iter().map(gateway) {
+    for gateway in gateways(record) {
         inside.replace_neighbour(link.index, gateway, host_mac).await.map_err(kernel(step))?;
         for route in pod_routes(record, gateway, link.index) {
             make_route(inside, record, &route).await.map_err(kernel(step))?;

@@ -207,6 +207,13 @@ impl Record {
         })
     }
 
+    /// The first address of each family: where host ports lead, and what those are told who know no second.
+    pub(crate) fn first_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [true, false]
+            .into_iter()
+            .filter_map(|ipv4| self.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4))
+    }
+
     /// Whether the pod's network is whole, and nobody has asked for its end.
     pub(crate) fn is_attached(&self) -> bool {
         self.state == State::Attached && self.tombstone.is_none()

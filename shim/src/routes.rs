@@ -25,6 +25,11 @@ pub(crate) fn gateway(address: &IpAddr) -> IpAddr {
     if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
 }
 
+/// The gateways of the families that the pod has addresses of.
+pub(crate) fn gateways(record: &Record) -> impl Iterator<Item = IpAddr> {
+    record.first_addresses().map(|address| gateway(&address))
+}
+
 /// What the pod's end of `record` reaches through a gateway: everything, with the gateway on the link; or, of an
 /// interface beside the one with the default route, its destinations. The gateway of those has no route of its own: all
 /// interfaces have the same one, and the route to it is the first one's.

@@ -86,14 +86,10 @@ pub(crate) const ROWS: &[Row] = &[
         addresses::a_second_range_of_a_set,
         ["the bridge takes one gateway of a family", "already has an IP address"],
     ),
-    theirs(
+    both(
         ADDRESSES,
         "two sets of one family: two addresses on one interface",
         addresses::two_sets_of_a_family,
-        [
-            "one address of each family on an interface, as Kubernetes has it; a second network gives another",
-            "[\"10.88.0.20\"]",
-        ],
     ),
     both(ADDRESSES, "capability `ips`", addresses::the_capability_ips),
     both(ADDRESSES, "capability `ipRanges`", addresses::the_capability_ip_ranges),

@@ -103,10 +103,8 @@ impl Wish {
     }
 
     fn weft(&self) -> Value {
-        let sets = self.sets.as_array().unwrap().iter();
-        let ranges: Vec<Value> = sets.flat_map(|set| set.as_array().unwrap().clone()).collect();
         let mut weft = json!({
-            "type": "weft", "ranges": ranges, "ipMasq": self.masquerade,
+            "type": "weft", "ranges": self.sets, "ipMasq": self.masquerade,
             "capabilities": { "ips": true, "ipRanges": true, "mac": true, "portMappings": true, "bandwidth": true, "dns": true },
         });
         if !self.routes.is_null() {

@@ -50,7 +50,7 @@ struct Raw {
     #[serde(rename = "cniVersion")]
     version: Option<String>,
     name: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "config::sets")]
     ranges: Vec<config::Range>,
     mtu: Option<u32>,
     /// The second name is that of the `bridge` plugin.
@@ -100,8 +100,8 @@ struct RuntimeConfig {
     #[serde(default, deserialize_with = "list")]
     ips: Vec<String>,
     /// Sets of ranges, before those of the configuration.
-    #[serde(default, rename = "ipRanges", deserialize_with = "list")]
-    ip_ranges: Vec<Vec<config::Range>>,
+    #[serde(default, rename = "ipRanges", deserialize_with = "config::sets")]
+    ip_ranges: Vec<config::Range>,
     mac: Option<String>,
     /// All of the pod's.
     #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
@@ -235,8 +235,7 @@ impl Conf {
         if !self.ranges.is_empty() {
             network.ranges.clone_from(&self.ranges);
         }
-        let asked = self.runtime.ip_ranges.iter().flatten().cloned();
-        network.ranges = asked.chain(network.ranges).collect();
+        network.ranges = behind(&self.runtime.ip_ranges, network.ranges)?;
         network.mtu = self.mtu.or(network.mtu);
         network.masquerade = self.masquerade.or(network.masquerade);
         if let Some(except) = &self.masquerade_except {
@@ -290,6 +289,18 @@ impl Conf {
     }
 }
 
+/// Ranges and the sets of them that come before: more sets, not more ranges of the same.
+fn behind(first: &[config::Range], ranges: Vec<config::Range>) -> Result<Vec<config::Range>, Failure> {
+    let next = first.iter().map(|range| u16::from(range.set) + 1).max().unwrap_or(0);
+    let mut all = first.to_vec();
+    for range in ranges {
+        let set = u8::try_from(u16::from(range.set) + next);
+        let problem = || Failure::Conf { field: "ranges", problem: "are more than 255 sets".into() };
+        all.push(config::Range { set: set.map_err(|_large| problem())?, ..range });
+    }
+    Ok(all)
+}
+
 /// Checks what the network `name` is.
 pub(crate) fn network(name: &str, network: &config::Network) -> Result<Network, Failure> {
     if name.contains(char::is_control) {
@@ -308,6 +319,7 @@ pub(crate) fn network(name: &str, network: &config::Network) -> Result<Network, 
             gateway: range.gateway,
             exclude: range.exclude.clone(),
         })
+        .map(|checked| checked.in_set(range.set))
     };
     let ranges = network.ranges.iter().map(check).collect::<Result<_, _>>().map_err(Failure::Range)?;
     Ok(Network {
@@ -419,6 +431,28 @@ mod tests {
         let ranges = conf.network(&Config::default()).unwrap().ranges;
         let subnets: Vec<String> = ranges.iter().map(|range| range.subnet().to_string()).collect();
         assert_eq!(subnets, ["10.2.0.0/24", "fd00::/64", "10.1.0.0/24"]);
+        assert_eq!(ranges.iter().map(Range::set).collect::<Vec<_>>(), [1, 2, 3], "each a set of its own");
+    }
+
+    #[test]
+    fn a_list_among_the_ranges_is_a_set() {
+        let sets = |ranges: &str| {
+            let conf = parse(&format!(r#"{{"cniVersion":"1.1.0","name":"n","ranges":{ranges}}}"#))?;
+            let ranges = conf.network(&Config::default())?.ranges;
+            Ok::<_, Failure>(ranges.iter().map(Range::set).collect::<Vec<_>>())
+        };
+        let [a, b, c] = ["a", "b", "c"].map(|x| format!(r#"{{"subnet":"fd00:{x}::/64"}}"#));
+        assert_eq!(sets(&format!("[{a},{b},{c}]")).unwrap(), [0, 0, 0]);
+        assert_eq!(sets(&format!("[[{a},{b}],[{c}]]")).unwrap(), [1, 1, 2], "as host-local writes it");
+        assert_eq!(sets(&format!("[[{a}],{b},[{c}]]")).unwrap(), [1, 0, 2]);
+        let err = sets(&format!(r#"[{a},[{b},{{"subnet":7}}]]"#)).unwrap_err();
+        let text = crate::error::chain(&err);
+        assert!(text.starts_with("network configuration: ranges[1][1].subnet: invalid type"), "{text}");
+        let text = crate::error::chain(&sets("[7]").unwrap_err());
+        assert!(
+            text.contains("ranges[0]: invalid type: integer `7`, expected a range or a list of ranges"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::error::Error;
 use std::io;
 
 use serde_json::{Value, json};
-use weft_ipam::Error as Lease;
+use weft_ipam::{Error as Lease, Family};
 
 use super::check::Deviation;
 use super::conf::VERSIONS;
@@ -56,7 +56,7 @@ pub(crate) enum Failure {
     #[error("container {owner} is not attached")]
     Unknown { owner: String },
     #[error("network {network}: every {family} address is in use")]
-    Full { network: String, family: &'static str },
+    Full { network: String, family: Family },
     #[error("load the node's configuration")]
     Config(#[source] config::Error),
     #[error("start the runtime")]
@@ -97,7 +97,8 @@ fn pod_code(err: &pod::Error) -> u32 {
         pod::Error::Lease(
             Lease::Elsewhere { .. }
             | Lease::Unleasable { .. }
-            | Lease::TwoOfFamily { .. }
+            | Lease::TwoOfSet { .. }
+            | Lease::TooMany { .. }
             | Lease::Overlap { .. },
         ) => 7,
         pod::Error::Lease(_) | pod::Error::Store { .. } | pod::Error::Record(_) => 101,

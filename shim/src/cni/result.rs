@@ -20,7 +20,7 @@ pub(super) fn of(record: &Record, conf: &Conf) -> Value {
     }
     let v0 = conf.version.starts_with('0');
     let ips: Vec<Value> = record.addresses.iter().map(|address| ip(*address, v0)).collect();
-    let routes: Vec<Value> = record.addresses.iter().flat_map(|address| routes(record, address)).collect();
+    let routes: Vec<Value> = record.first_addresses().flat_map(|address| routes(record, address)).collect();
     let mut interfaces = vec![
         json!({ "name": record.host_link, "mac": record.host_mac }),
         json!({ "name": record.interface, "mac": record.mac, "sandbox": record.netns.path }),
@@ -40,10 +40,10 @@ pub(super) fn of(record: &Record, conf: &Conf) -> Value {
 /// Up to 0.2.0 a result has one address of each family, and no interfaces.
 fn oldest(record: &Record, conf: &Conf) -> Value {
     let mut result = json!({ "cniVersion": conf.version, "dns": dns(conf.resolver()) });
-    for address in &record.addresses {
+    for address in record.first_addresses() {
         result[if address.is_ipv4() { "ip4" } else { "ip6" }] = json!({
-            "ip": format!("{address}/{}", host_prefix(*address)),
-            "gateway": gateway(address),
+            "ip": format!("{address}/{}", host_prefix(address)),
+            "gateway": gateway(&address),
             "routes": routes(record, address),
         });
     }
@@ -64,8 +64,8 @@ fn ip(address: IpAddr, v0: bool) -> Value {
 }
 
 /// What is reached through an address's gateway.
-fn routes(record: &Record, address: &IpAddr) -> Vec<Value> {
-    let gateway = gateway(address);
+fn routes(record: &Record, address: IpAddr) -> Vec<Value> {
+    let gateway = gateway(&address);
     let reached = pod_routes(record, gateway, 0).into_iter().filter(|route| route.via.is_some());
     reached
         .map(|route| json!({ "dst": format!("{}/{}", route.destination, route.prefix), "gw": gateway }))

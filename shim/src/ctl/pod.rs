@@ -12,7 +12,7 @@ use super::{Error, Node};
 use crate::fast_path::is_hooked;
 use crate::proto::network as api;
 use crate::record::Record;
-use crate::routes::{gateway, host_prefix, host_route, pod_routes};
+use crate::routes::{gateways, host_prefix, host_route, pod_routes};
 
 /// One block an interface.
 pub(super) async fn print(
@@ -132,13 +132,13 @@ fn data_path_counters(counters: Option<&api::DataPathCounters>) -> Vec<(&'static
 
 /// Destination and way of each, as attach makes them of the record.
 fn in_the_pod(record: &Record) -> Vec<(String, String)> {
-    let of = |address: &IpAddr| {
-        pod_routes(record, gateway(address), 0).into_iter().map(|route| {
+    let of = |gateway| {
+        pod_routes(record, gateway, 0).into_iter().map(|route| {
             let way = route.via.map_or_else(|| record.interface.clone(), |via| via.to_string());
             (format!("{}/{}", route.destination, route.prefix), way)
         })
     };
-    record.addresses.iter().flat_map(of).collect()
+    gateways(record).flat_map(of).collect()
 }
 
 fn on_the_host(record: &Record) -> Vec<(String, String)> {

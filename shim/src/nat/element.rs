@@ -25,10 +25,14 @@ pub(crate) fn own(record: &Record) -> Vec<Placed> {
             port: None,
         })
     });
-    let hairpin = record.addresses.iter().filter(|_| !record.ports.is_empty()).map(|address| Placed {
-        set: sets(*address).hairpin,
-        element: Element { key: octets(*address).repeat(2), value: None },
-        port: None,
+    // From any of its addresses to the one that its ports lead to.
+    let hairpin = record.first_addresses().filter(|_| !record.ports.is_empty()).flat_map(|to| {
+        let from = record.addresses.iter().filter(move |from| from.is_ipv4() == to.is_ipv4());
+        from.map(move |from| Placed {
+            set: sets(to).hairpin,
+            element: Element { key: [octets(*from), octets(to)].concat(), value: None },
+            port: None,
+        })
     });
     let ports = ends(record).map(|(port, address)| publish(&port, address));
     masquerade.chain(hairpin).chain(ports).collect()
@@ -39,11 +43,11 @@ pub(super) fn is_hiding(set: &str) -> bool {
     [IPV4.masquerade, IPV6.masquerade].contains(&set)
 }
 
-/// Each host port with each address that it leads to: those of its own family only.
+/// Each host port with each address that it leads to: the first of each family, if it is at addresses of that family.
 pub(crate) fn ends(record: &Record) -> impl Iterator<Item = (HostPort, IpAddr)> {
     record.ports.iter().flat_map(|port| {
-        let serves = |address: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
-        record.addresses.iter().filter(serves).map(|address| (*port, *address))
+        let serves = |address: &IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
+        record.first_addresses().filter(serves).map(|address| (*port, address))
     })
 }
 

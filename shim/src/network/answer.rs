@@ -5,7 +5,7 @@ use weft_hooks::{Count, Counters};
 use crate::bandwidth::{Bandwidth, Limit};
 use crate::proto::network as api;
 use crate::record::{DataPath, HostPort, Masquerade, Names, Protocol, Record, State};
-use crate::routes::{gateway, pod_routes};
+use crate::routes::{gateways, pod_routes};
 
 /// One record.
 pub(super) fn attachment(record: Record) -> api::Attachment {
@@ -119,7 +119,7 @@ fn hidden(masquerade: &Masquerade) -> api::Hidden {
 }
 
 fn routes(record: &Record) -> Vec<api::Route> {
-    let of_family = |address| pod_routes(record, gateway(address), 0).into_iter();
+    let of_family = |gateway| pod_routes(record, gateway, 0).into_iter();
     let told = |route: weft_netns::Route| {
         route.via.map(|via| api::Route {
             destination: format!("{}/{}", route.destination, route.prefix),
@@ -127,5 +127,5 @@ fn routes(record: &Record) -> Vec<api::Route> {
             ..Default::default()
         })
     };
-    record.addresses.iter().flat_map(of_family).filter_map(told).collect()
+    gateways(record).flat_map(of_family).filter_map(told).collect()
 }

@@ -1,9 +1,10 @@
 //! What Attach asks for, checked: the same [`pod::Request`] that CNI ADD makes of its configuration.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use weft_ipam::{Owner, Range};
+use weft_ipam::Owner;
 use weft_netns::LinkName;
 
 use crate::asked::{self, Asked};
@@ -174,10 +175,8 @@ fn differences(leaves: Leaves, request: &pod::Request, record: &Record) -> Vec<&
         && request.ports.iter().all(|port| record.ports.contains(port));
     let ranges = &request.network.ranges;
     let within = |address: &IpAddr| ranges.iter().any(|range| range.subnet().contains(address));
-    let of_families = |range: &Range| {
-        record.addresses.iter().any(|address| address.is_ipv4() == range.subnet().addr().is_ipv4())
-    };
-    let same_ranges = record.addresses.iter().all(within) && ranges.iter().all(of_families);
+    let sets: BTreeSet<_> = ranges.iter().map(|range| (range.family(), range.set())).collect();
+    let same_ranges = record.addresses.iter().all(within) && record.addresses.len() == sets.len();
     let hidden = nat::masquerade(&request.network, &record.addresses);
     [
         ("network", request.network.name == record.network),
@@ -229,6 +228,10 @@ fn range(range: &api::Range) -> Result<config::Range, Error> {
         end: optional("end", &range.end)?,
         gateway: optional("gateway", &range.gateway)?,
         exclude: range.exclude.iter().map(|text| block("exclude", text)).collect::<Result<_, _>>()?,
+        set: u8::try_from(range.set).map_err(|_large| Error::Field {
+            field: "ranges.set",
+            problem: format!("is {}, want at most 255", range.set),
+        })?,
     })
 }
 
@@ -293,6 +296,7 @@ mod tests {
             (range(|range| range.subnet = "10.1".into()), "subnet \"10.1\" is no subnet in CIDR form"),
             (range(|range| range.start = "x".into()), "start \"x\" is no address"),
             (range(|range| range.end = "10.9.0.1".into()), "10.9.0.1"),
+            (range(|range| range.set = 256), "ranges.set is 256, want at most 255"),
         ] {
             let text = asked(request).unwrap_err();
             assert!(text.contains(wanted), "{wanted} in {text}");

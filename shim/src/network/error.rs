@@ -50,7 +50,8 @@ fn code(err: &pod::Error) -> Code {
             weft_ipam::Error::Overlap { .. }
             | weft_ipam::Error::Elsewhere { .. }
             | weft_ipam::Error::Unleasable { .. }
-            | weft_ipam::Error::TwoOfFamily { .. }
+            | weft_ipam::Error::TwoOfSet { .. }
+            | weft_ipam::Error::TooMany { .. }
             | weft_ipam::Error::OwnerName { .. }
             | weft_ipam::Error::OwnerTooLong { .. },
         ) => Code::INVALID_ARGUMENT,

@@ -15,7 +15,7 @@ use crate::asked;
 use crate::config::Config;
 use crate::fast_path;
 use crate::record::{Names, Record};
-use crate::routes::gateway;
+use crate::routes::gateways;
 use crate::state::Ledger;
 use crate::turn::Turn;
 
@@ -42,7 +42,7 @@ async fn changed(record: &Record) -> Result<Option<End>, Error> {
     let failed = kernel("look for the pod's gateways");
     let host_mac = record.host_mac.parse().map_err(&failed)?;
     let mut whole = end.link.mac.to_string() == record.mac;
-    for gateway in record.addresses.iter().map(gateway) {
+    for gateway in gateways(record) {
         whole &= end.inside.has_neighbour(end.link.index, gateway, host_mac).await.map_err(&failed)?;
     }
     Ok(Some(end).filter(|_| !whole))
@@ -65,7 +65,7 @@ pub(crate) async fn adopt(config: &Config, ledger: &Ledger, record: &mut Record)
     let Some(End { inside, link }) = changed(record).await? else { return Ok(false) };
     let step = "take over the pod's MAC address";
     let host_mac = record.host_mac.parse().map_err(kernel(step))?;
-    for gateway in record.addresses.iter().map(gateway) {
+    for gateway in gateways(record) {
         inside.replace_neighbour(link.index, gateway, host_mac).await.map_err(kernel(step))?;
     }
     let host = Netlink::open().map_err(kernel(step))?;

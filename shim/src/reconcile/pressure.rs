@@ -8,8 +8,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use weft_ipam::Usage;
-
 use crate::config::Config;
 use crate::error::chain;
 use crate::pod::{Error, Network};
@@ -66,16 +64,12 @@ fn told(network: &Network, reconciled: Result<(), Error>) -> bool {
 }
 
 fn is_low(ledger: &Ledger, network: &Network) -> Result<bool, Error> {
-    let usage = ledger.view()?.usage(&network.ranges).map_err(|source| ledger.failed(source))?;
-    Ok([true, false].into_iter().any(|ipv4| is_family_low(&usage, ipv4)))
+    let stocks = ledger.view()?.stock(&network.ranges).map_err(|source| ledger.failed(source))?;
+    Ok(stocks.iter().any(|stock| nine_of_ten(stock.used, stock.total)))
 }
 
-fn is_family_low(usage: &[Usage], ipv4: bool) -> bool {
-    let ranges = usage.iter().filter(|range| range.subnet.addr().is_ipv4() == ipv4);
-    let sum =
-        |(used, total): (u128, u128), range: &Usage| (used + range.used, total.saturating_add(range.total));
-    let (used, total) = ranges.fold((0, 0), sum);
-    // 9 of 10, in an order that cannot overflow. Of a family without a range nothing is used, and nothing needed.
+/// In an order that cannot overflow; nothing is never much.
+fn nine_of_ten(used: u128, total: u128) -> bool {
     used > 0 && used >= total / 10 * 9 + total % 10 * 9 / 10
 }
 
@@ -108,21 +102,14 @@ fn is_due(path: &Path, apart: Duration) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    fn usage(subnet: &str, used: u128, total: u128) -> Usage {
-        Usage { subnet: subnet.parse().unwrap(), total, used, cooling: 0 }
-    }
-
     #[test]
-    fn a_family_is_low_when_nine_of_ten_of_all_its_ranges_are_leased() {
+    fn a_network_is_low_when_nine_of_ten_addresses_are_leased() {
         for (used, total, low) in
             [(0, 1, false), (1, 1, true), (8, 10, false), (9, 10, true), (226, 253, false), (227, 253, true)]
         {
-            assert_eq!(is_family_low(&[usage("10.0.0.0/24", used, total)], true), low, "{used} of {total}");
+            assert_eq!(nine_of_ten(used, total), low, "{used} of {total}");
         }
-        let spilled = [usage("10.0.0.0/29", 5, 5), usage("10.1.0.0/24", 0, 253)];
-        assert!(!is_family_low(&spilled, true), "the next range has room");
-        assert!(!is_family_low(&[usage("fd00::/8", u64::MAX.into(), u128::MAX - 1)], false));
-        assert!(!is_family_low(&[usage("10.0.0.0/24", 253, 253)], false), "of the other family");
+        assert!(!nine_of_ten(u64::MAX.into(), u128::MAX - 1));
     }
 
     #[test]

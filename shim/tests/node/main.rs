@@ -30,3 +30,4 @@ mod reuse;
 mod router;
 mod sctp;
 mod serve;
+mod sets;

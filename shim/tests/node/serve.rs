@@ -96,6 +96,7 @@ fn metrics_tell_what_happened() {
     assert!(node.cni("DEL", "b", &conf()).status.success());
     let socket = node.dir.path().join("metrics.sock");
     let serve = Serve::start(&node, &["--metrics", &format!("unix:{}", socket.display())]);
+    wait_until("weft serves metrics", || socket.exists());
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let ask = |path: &str| get(UnixStream::connect(&socket).unwrap(), path);
     let (status, page) = ask("/metrics");
