@@ -34,7 +34,7 @@ pub(crate) use watch::keep;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("host port {port} is taken by {by}")]
-    Taken { port: HostPort, by: String },
+    Taken { port: HostPort, by: String, holder: Box<Record> },
     #[error(
         "host port {port} is at an IP{family} address, and the pod has none to lead it to: its addresses are {addresses}"
     )]
@@ -116,7 +116,9 @@ fn refuse_taken(ledger: &Ledger, netfilter: &Netfilter, own: &[Placed]) -> Resul
         if let Some(holder) =
             ledger.readable_records()?.iter().filter(|record| is_published(record)).find(has)
         {
-            return Err(Error::Taken { port, by: holder.to_string() }.into());
+            return Err(
+                Error::Taken { port, by: holder.to_string(), holder: Box::new(holder.clone()) }.into()
+            );
         }
     }
     Ok(())

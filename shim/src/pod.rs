@@ -225,7 +225,11 @@ async fn wire(
         part_sources(&inside, record).await?;
     }
     failpoint("routes");
-    nat::publish(ledger, record)?;
+    while let Err(err) = nat::publish(ledger, record) {
+        if !reconcile::when_taken(config, &err).await {
+            return Err(err);
+        }
+    }
     failpoint("published");
     record.state = State::Attached;
     ledger.write(record)?;

@@ -26,11 +26,11 @@ use crate::error::chain;
 use crate::nat;
 use crate::pod::{self, DetachError, Error, Links, kernel};
 use crate::record::{Record, State};
-use crate::state::Ledger;
+use crate::state::{self, Ledger};
 use crate::tally::{self, Event};
 use crate::turn::Turn;
 
-pub(crate) use pressure::{FILES, make_room, when_full, when_low};
+pub(crate) use pressure::{FILES, make_room, when_full, when_low, when_taken};
 
 /// What was found and done, or would be.
 #[derive(Debug, Default, Serialize)]
@@ -128,6 +128,13 @@ async fn network(config: &Config, name: &str) -> Result<Report, Error> {
     for owner in &run.ledger.owners()? {
         run.visit(owner, Some(name), Doomed::Dead).await;
     }
+    Ok(run.end(Event::ReconciledNetwork))
+}
+
+/// One attachment, if its pod is dead.
+async fn one(config: &Config, record: &Record) -> Result<Report, Error> {
+    let mut run = Run::new(config, false)?;
+    run.visit(&state::owner(record)?, Some(&record.network), Doomed::Dead).await;
     Ok(run.end(Event::ReconciledNetwork))
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::error::chain;
+use crate::nat;
 use crate::pod::{Error, Network};
 use crate::state::Ledger;
 use crate::turn::Turn;
@@ -48,6 +49,18 @@ pub(crate) async fn when_full(config: &Config, network: &Network, err: &Error) -
     let is_wanting =
         matches!(err, Error::Lease(weft_ipam::Error::Exhausted { .. } | weft_ipam::Error::Taken { .. }));
     is_wanting && make_room(config, network).await
+}
+
+/// Detaches the pod that has the host port which `err` tells of, if it is dead. `true` if the port is free now.
+pub(crate) async fn when_taken(config: &Config, err: &Error) -> bool {
+    let Error::Nat(nat::Error::Taken { holder, port, .. }) = err else { return false };
+    match super::one(config, holder).await {
+        Ok(report) => !report.freed.is_empty(),
+        Err(err) => {
+            log::warn!("look whether the pod with host port {port} lives: {}", chain(&err));
+            false
+        }
+    }
 }
 
 /// Reconciles a network that has no address left. `true` if there may be one now.

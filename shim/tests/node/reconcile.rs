@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::common::{Node, Pinging, conf, pings, wait_until};
 use crate::killed::{STEPS, killed_at};
+use crate::ports::{HOST, at, port, tcp, with_ports};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -524,6 +525,25 @@ fn a_full_range_frees_itself_of_the_dead() {
         }
         node.assert_empty();
     }
+}
+
+#[test]
+fn the_host_ports_of_dead_pods_are_the_next_pods() {
+    let node = Node::new();
+    for (pod, number) in [("a", 8080), ("b", 8081), ("c", 8082)] {
+        add(&node, pod, &with_ports(json!([port("tcp", number, 80)])));
+    }
+    dies(&node, &["a", "b"]);
+    add(&node, "d", &with_ports(json!([port("tcp", 8080, 81), port("tcp", 8081, 82)])));
+    assert_eq!(containers(&node), ["c", "d"], "those who had them are gone");
+    assert!(tcp(&node.pod_ns("c"), at(HOST[0], 8081), &node.pod_ns("d"), 82).is_some());
+    node.pod("e");
+    let (code, text) = node.cni("ADD", "e", &with_ports(json!([port("tcp", 8082, 80)]))).error();
+    assert_eq!(code, 105, "of one that lives: {text}");
+    for pod in ["c", "d"] {
+        node.cni("DEL", pod, &conf());
+    }
+    node.assert_empty();
 }
 
 #[test]
