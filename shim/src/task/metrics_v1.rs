@@ -56,8 +56,8 @@ pub(super) fn read(folders: &mut BTreeMap<&'static str, Folder>) -> io::Result<M
 pub(super) fn cpu_usage(total: u64, per_cpu: &str, stat: &str) -> CPUUsage {
     CPUUsage {
         total,
-        kernel: field(stat, "system") * NANOSECONDS_PER_TICK,
-        user: field(stat, "user") * NANOSECONDS_PER_TICK,
+        kernel: field(stat, "system").saturating_mul(NANOSECONDS_PER_TICK),
+        user: field(stat, "user").saturating_mul(NANOSECONDS_PER_TICK),
         per_cpu: per_cpu.split_whitespace().filter_map(|n| n.parse().ok()).collect(),
         ..Default::default()
     }
