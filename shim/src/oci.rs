@@ -293,9 +293,8 @@ pub(crate) fn last_error(log: &str) -> String {
                 // runc and crun say `msg`; youki `message`, nested in `fields` before 0.6.
                 let texts = [&entry["msg"], &entry["message"], &entry["fields"]["message"]];
                 let text = texts.into_iter().find_map(|text| text.as_str());
-                if let (true, Some(text)) = (serious, text) {
-                    message = Some(one_line(text));
-                }
+                let text = text.filter(|_| serious).map(one_line);
+                message = text.filter(|text| !text.is_empty()).or(message);
             }
             Err(_) => rest.push(line.trim()),
         }
