@@ -9,6 +9,7 @@ pub(crate) mod check;
 mod conf;
 mod env;
 mod error;
+mod foreign;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 mod result;

@@ -1,6 +1,6 @@
 //! The network configuration on standard input (CNI specification 1.1, section 1).
 //!
-//! Unknown fields are left alone: the runtime passes on what other plugins of a chain need. `runtimeConfig` comes
+//! Unknown fields are left alone, but for those of [`foreign`](super::foreign). `runtimeConfig` comes
 //! in two spellings, because containerd encodes its Go types without tags (`HostPort` for `hostPort`).
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use weft_ipam::{Range, RangeSpec};
 use super::bandwidth::Stated;
 use super::env::Env;
 use super::error::Failure;
+use super::foreign;
 use crate::asked::{self, Asked};
 use crate::bandwidth::Bandwidth;
 use crate::config::{self, Config};
@@ -43,6 +44,8 @@ pub(super) struct Conf {
     args: Args,
     pub(super) prev_result: Option<Value>,
     pub(super) valid_attachments: Option<Vec<Attachment>>,
+    /// A key that nobody may rely on, and why.
+    narrowing: Option<(&'static str, &'static str)>,
 }
 
 #[derive(Deserialize)]
@@ -208,6 +211,7 @@ impl Conf {
         if !value.is_object() {
             return Err(Failure::Conf { field: "all of it", problem: "is no JSON object".into() });
         }
+        let narrowing = foreign::narrowing(&value);
         let bandwidth: Stated = serde_path_to_error::deserialize(&value).map_err(shape)?;
         let raw: Raw = serde_path_to_error::deserialize(value).map_err(shape)?;
         let name = raw.name.filter(|name| !name.is_empty());
@@ -225,12 +229,16 @@ impl Conf {
             args: raw.args.unwrap_or_default(),
             prev_result: raw.prev_result,
             valid_attachments: raw.valid_attachments,
+            narrowing,
         })
     }
 
     /// The ranges of the configuration, else those of the node's configuration under the same name; those that the runtime
     /// names come first.
     pub(super) fn network(&self, config: &Config) -> Result<Network, Failure> {
+        if let Some((field, problem)) = self.narrowing {
+            return Err(Failure::Conf { field, problem: problem.into() });
+        }
         let mut network = config.network.get(&self.name).cloned().unwrap_or_default();
         if !self.ranges.is_empty() {
             network.ranges.clone_from(&self.ranges);

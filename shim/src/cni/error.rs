@@ -7,7 +7,7 @@
 //! | 4 | a `CNI_*` variable is missing or wrong, the namespace included |
 //! | 5 | standard input cannot be read |
 //! | 6 | standard input is not JSON of the expected shape |
-//! | 7 | the network configuration lacks something or contradicts itself, or asks for an address that it does not have, or for a host port that no address of the pod can serve |
+//! | 7 | the network configuration lacks something or contradicts itself, or asks for an address that it does not have, or for a host port that no address of the pod can serve, or has a key that would keep nobody out |
 //! | 50 | STATUS: no ADD can be served |
 //! | 100 | no address is free, or not the one that was asked for |
 //! | 101 | the store cannot be used, or was written by a newer version |

@@ -384,6 +384,38 @@ fn bad_input_gets_a_clear_error_and_leaves_nothing() {
     }
 }
 
+/// What another plugin would keep out of a pod must not come in because weft does not know the word.
+#[test]
+fn a_key_that_narrows_who_may_come_is_refused_and_takes_no_pod_down() {
+    let node = Node::new();
+    node.add("a");
+    node.pod("b");
+    for (key, value, text) in [
+        ("conditionsV4", json!(["-s", "192.0.2.1"]), "conditionsV4 is portmap's: chain it behind weft"),
+        ("conditionsV6", json!(["ip6", "saddr", "::1"]), "conditionsV6 is portmap's: chain it behind weft"),
+        ("portIsolation", json!(true), "portIsolation is not served"),
+    ] {
+        let mut narrow = conf();
+        narrow[key] = value;
+        for (verb, pod) in [("ADD", "b"), ("STATUS", "")] {
+            let (code, message) = node.cni(verb, pod, &narrow).error();
+            assert_eq!(code, 7, "{verb}: {message}");
+            assert!(message.contains(text), "{verb}: {text} in {message}");
+        }
+        assert!(node.cni("DEL", "b", &narrow).status.success(), "DEL after the ADD that failed");
+    }
+    let mut harmless = conf();
+    harmless["conditionsV4"] = json!([]);
+    harmless["hairpinMode"] = true.into();
+    assert!(node.cni("ADD", "b", &harmless).status.success());
+    let mut narrow = conf();
+    narrow["vlan"] = 7.into();
+    for pod in ["a", "b"] {
+        assert!(node.cni("DEL", pod, &narrow).status.success(), "DEL of {pod}");
+    }
+    node.assert_empty();
+}
+
 #[test]
 fn a_foreign_interface_is_not_touched() {
     let node = Node::new();

@@ -70,18 +70,18 @@ fn of_conf(config: &Config, file: &str, conf: &Value) -> Vec<Finding> {
     };
     let subnets: Vec<String> = network.ranges.iter().map(|range| range.subnet().to_string()).collect();
     let found = format!("{file}: network {name}, {}", subnets.join(", "));
-    let behind = plugins.iter().skip_while(|plugin| plugin["type"] != TYPE).skip(1);
+    let behind: Vec<&Value> = plugins.iter().skip_while(|plugin| plugin["type"] != TYPE).skip(1).collect();
     vec![
         Finding::ok(check, found),
         of_version(version),
-        of_capabilities(&plugin["capabilities"]),
-        of_chain(&behind.collect::<Vec<_>>()),
+        of_capabilities(&plugin, &behind),
+        of_chain(&plugin, &behind),
     ]
 }
 
 /// What plugins behind weft would undo: a change of the MAC address takes the pod's neighbours along, and tells nobody. weft's shim
 /// mends it before anything of the pod runs; other runtimes' pods wait for a reconcile.
-fn of_chain(behind: &[&Value]) -> Finding {
+fn of_chain(weft: &Value, behind: &[&Value]) -> Finding {
     let check = "CNI chain";
     let is = |name: &str| behind.iter().copied().find(|plugin| plugin["type"] == name);
     let sets_mac = |tuning: &&Value| tuning["mac"].is_string() || tuning["capabilities"]["mac"] == true;
@@ -97,6 +97,12 @@ fn of_chain(behind: &[&Value]) -> Finding {
             "bandwidth behind weft: packets between pods pass its limits by",
             remedy,
         );
+    }
+    let publishes = |plugin: &Value| plugin["capabilities"]["portMappings"] == true;
+    if publishes(weft) && is("portmap").is_some_and(publishes) {
+        let found =
+            "weft and portmap behind it both publish host ports: portmap's conditions keep nobody out";
+        return Finding::warning(check, found, "the capability `portMappings` for one of the two");
     }
     Finding::ok(check, format!("{} plugins behind weft", behind.len()))
 }
@@ -115,10 +121,14 @@ fn of_version(version: &str) -> Finding {
     }
 }
 
-fn of_capabilities(capabilities: &Value) -> Finding {
+/// By weft, or by a plugin behind it in its place.
+fn of_capabilities(weft: &Value, behind: &[&Value]) -> Finding {
     let check = "CNI capabilities";
-    let missing: Vec<&str> =
-        CAPABILITIES.into_iter().filter(|capability| capabilities[*capability] != true).collect();
+    let is_declared = |capability: &str| {
+        let mut all = behind.iter().copied().chain([weft]);
+        all.any(|plugin| plugin["capabilities"][capability] == true)
+    };
+    let missing: Vec<&str> = CAPABILITIES.into_iter().filter(|capability| !is_declared(capability)).collect();
     match missing.is_empty() {
         true => Finding::ok(check, CAPABILITIES.join(", ")),
         false => Finding::warning(
@@ -165,6 +175,14 @@ mod tests {
             chained["plugins"].as_array_mut().unwrap().push(behind);
             assert_eq!(found(&chained)[3].0, level, "{chained}");
         }
+        let mut both = good.clone();
+        both["plugins"][0]["capabilities"]["portMappings"] = true.into();
+        let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+        both["plugins"].as_array_mut().unwrap().push(portmap);
+        assert!(found(&both)[3].1.contains("both publish host ports"), "{:?}", found(&both));
+        let mut narrow = good.clone();
+        narrow["plugins"][0]["conditionsV4"] = json!(["-s", "192.0.2.1"]);
+        assert!(found(&narrow)[0].1.contains("conditionsV4 is portmap's"), "{:?}", found(&narrow));
         let mut foreign = good.clone();
         foreign["plugins"][0]["type"] = "bridge".into();
         assert!(found(&foreign)[0].1.contains("is not weft's"));
