@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rows::{Expect, ROWS, Row};
-use site::{Site, Subject};
+use site::Site;
+use weft_conformance::Subject;
 
 /// What became of one behaviour on one subject: why it is not there.
 type Outcome = Result<(), String>;

@@ -1,6 +1,6 @@
 //! The table: what is tried, and where it is known to be missing, and why.
 
-use crate::behaviours::{addresses, bandwidth, chained, lifecycle, ports, results, sctp, traffic};
+use crate::behaviours::{addresses, bandwidth, chained, lifecycle, pods, ports, results, sctp, traffic};
 use crate::site::Site;
 
 /// Whether a subject has a behaviour.
@@ -235,12 +235,6 @@ pub(crate) const ROWS: &[Row] = &[
         ports::flushed_rules_come_back,
         ["only the new pod's", "from.is_some()"],
     ),
-    theirs(
-        PORTS,
-        "`conditionsV4`: fragments of rules",
-        ports::conditions,
-        ["`hostIP` says where a port is open; rules of a firewall belong to the firewall", "Some(192.0.2.1)"],
-    ),
     both(BANDWIDTH, "to the pod", bandwidth::ingress),
     both(BANDWIDTH, "from the pod", bandwidth::egress),
     both(BANDWIDTH, "between two pods of the node", bandwidth::between_pods),
@@ -261,28 +255,24 @@ pub(crate) const ROWS: &[Row] = &[
     both(CHAIN, "`tuning`: sysctls", chained::tuning_sysctl),
     both(CHAIN, "`tuning`: MTU", chained::tuning_mtu),
     both(CHAIN, "`tuning`: promisc, allmulti, txQLen", chained::tuning_flags),
-    theirs(
+    both(
         CHAIN,
-        "`tuning`: a MAC address that the first plugin has not heard of",
-        chained::tuning_mac,
-        [
-            "not before weft's shim starts the pod, or the next reconcile: nobody calls weft after a plugin behind it; weft sets MAC \
-                 addresses itself (capability `mac`, `args.cni`, `CNI_ARGS`)",
-            "host to 10.88.0.2",
-        ],
+        "`tuning` under containerd: a MAC address that the first plugin has not heard of",
+        pods::tuning_mac,
     ),
-    theirs(
+    both(
         CHAIN,
-        "`tuning`: the MAC address that the first plugin has set, again, by the capability `mac`",
-        chained::tuning_mac_by_capability,
-        [
-            "as above: setting it again makes the kernel forget the pod's neighbours",
-            "neighbour 169.254.1.1 in the pod is missing",
-        ],
+        "`tuning` under containerd: the MAC address that the first plugin has set, again, by the capability `mac`",
+        pods::tuning_mac_by_capability,
     ),
     both(CHAIN, "`sbr`: routing by source", chained::sbr),
     both(CHAIN, "`portmap` by iptables", chained::portmap_by_iptables),
     both(CHAIN, "`portmap` by nftables", chained::portmap_by_nftables),
+    both(
+        CHAIN,
+        "`portmap` with `conditionsV4` and `conditionsV6`, by iptables and nftables: who may come does, nobody else",
+        chained::portmap_conditions,
+    ),
     both(
         CHAIN,
         "`firewall`: pods of a node whose FORWARD policy is DROP",
@@ -338,5 +328,9 @@ pub(crate) const NOT_FOR_PODS: &[(&str, &str)] = &[
         "the pod sees its clients; where an answer would not come back it sees its gateway, without a mark",
     ),
     ("host-local: `resolvConf`, `dataDir`", "a runtime reads resolv.conf itself; leases are in weft's store"),
+    (
+        "tuning: a MAC address behind the first plugin, of pods that weft's shim does not run",
+        "nobody calls weft after a plugin behind it: the next `weft reconcile` takes the address over, and `weft doctor` warns",
+    ),
     ("firewall: firewalld's zone", "a zone of firewalld is given to links: weft's are `weft*`"),
 ];

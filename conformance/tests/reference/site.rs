@@ -9,16 +9,10 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use weft_conformance::Subject;
 
 use crate::space::Space;
 use crate::wish::Wish;
-
-/// Whose plugins attach the pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Subject {
-    Reference,
-    Weft,
-}
 
 /// The host's addresses on its uplink, and those of the outside.
 pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8::10"];
@@ -76,25 +70,14 @@ impl Site {
     pub(crate) fn add(&self, wish: &Wish) -> Pod<'_> {
         let mut pod = self.pod(wish);
         pod.result = pod.again().unwrap_or_else(|error| panic!("ADD: {error}"));
-        self.settle();
+        // The bridge does not answer before.
+        self.host.settle();
         pod
     }
 
     /// The error of an ADD that must fail.
     pub(crate) fn refuses(&self, wish: &Wish) -> Value {
         self.pod(wish).again().expect_err("ADD succeeded")
-    }
-
-    /// Waits for duplicate address detection on the host: the bridge does not answer before.
-    pub(crate) fn settle(&self) {
-        weft_conformance::wait_until(Duration::from_secs(10), "the host's addresses are usable", || {
-            self.host
-                .ip("-6 addr show tentative")
-                .as_array()
-                .unwrap()
-                .iter()
-                .all(|link| link["ifname"].is_null())
-        });
     }
 
     /// A pod that is not attached yet.
@@ -199,12 +182,7 @@ impl Pod<'_> {
         if !previous.is_null() {
             conf["prevResult"] = previous.clone();
         }
-        if let Some(able) = conf.as_object_mut().unwrap().remove("capabilities") {
-            let asked = wish.runtime.as_object().into_iter().flatten();
-            let asked = asked.filter(|(key, _)| able[key.as_str()] == true);
-            conf["runtimeConfig"] =
-                Value::Object(asked.map(|(key, value)| (key.clone(), value.clone())).collect());
-        }
+        wish.give_capabilities(&mut conf);
         if !wish.args.is_null() {
             conf["args"] = json!({ "cni": wish.args });
         }
@@ -239,12 +217,15 @@ impl Pod<'_> {
 
     /// Its own entry among the interfaces of the result.
     pub(crate) fn reported(&self) -> Value {
-        let interfaces = self.result["interfaces"].as_array().unwrap();
-        let own = interfaces
-            .iter()
-            .find(|interface| interface["sandbox"].as_str().is_some_and(|path| !path.is_empty()));
-        own.unwrap().clone()
+        own_interface(&self.result)
     }
+}
+
+/// The pod's own entry among the interfaces of a result.
+pub(crate) fn own_interface(result: &Value) -> Value {
+    let mut interfaces = result["interfaces"].as_array().unwrap().iter();
+    let own = interfaces.find(|interface| interface["sandbox"].as_str().is_some_and(|path| !path.is_empty()));
+    own.unwrap().clone()
 }
 
 fn weft(name: &str) -> PathBuf {

@@ -8,15 +8,27 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
-/// A namespace, pinned at a path as containerd pins those of its pods.
-pub(crate) struct Space(PathBuf);
+/// A namespace, found at a path.
+pub(crate) struct Space {
+    path: PathBuf,
+    _pin: Option<Pin>,
+}
+
+/// What keeps a namespace at its path, as containerd pins those of its pods.
+struct Pin(PathBuf);
 
 impl Space {
+    /// One that somebody else has made.
+    pub(crate) fn at(path: PathBuf) -> Space {
+        Space { path, _pin: None }
+    }
+
     pub(crate) fn create(path: PathBuf) -> Space {
         File::create_new(&path).unwrap();
         on_a_thread(|| {
@@ -24,16 +36,16 @@ impl Space {
             let own = Some("/proc/thread-self/ns/net");
             mount(own, &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         });
-        Space(path)
+        Space { path: path.clone(), _pin: Some(Pin(path)) }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Runs inside; sockets that are made there stay there.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(&self.0).unwrap();
+        let namespace = File::open(&self.path).unwrap();
         on_a_thread(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
             f()
@@ -69,9 +81,16 @@ impl Space {
     pub(crate) fn ip(&self, arguments: &str) -> Value {
         serde_json::from_str(&self.must(&format!("ip -d -j {arguments}"))).unwrap_or(Value::Null)
     }
+
+    /// Waits for duplicate address detection.
+    pub(crate) fn settle(&self) {
+        weft_conformance::wait_until(Duration::from_secs(10), "all addresses are usable", || {
+            self.ip("-6 addr show tentative").as_array().unwrap().iter().all(|link| link["ifname"].is_null())
+        });
+    }
 }
 
-impl Drop for Space {
+impl Drop for Pin {
     fn drop(&mut self) {
         umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
         std::fs::remove_file(&self.0).unwrap();

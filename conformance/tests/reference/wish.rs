@@ -1,8 +1,9 @@
 //! What a behaviour wants of a pod's network, and how either subject is told.
 
 use serde_json::{Value, json};
+use weft_conformance::Subject;
 
-use crate::site::{Site, Subject};
+use crate::site::Site;
 
 /// One pod's network as both subjects can be asked for it.
 #[derive(Debug, Clone)]
@@ -18,8 +19,6 @@ pub(crate) struct Wish {
     pub(crate) routes: Value,
     /// More keys of the first plugin, of the reference alone.
     pub(crate) bridge: Value,
-    /// More keys of `portmap`, or of weft.
-    pub(crate) portmap: Value,
     /// More keys of `bandwidth`, or of weft.
     pub(crate) bandwidth: Value,
     /// Capability arguments, for the plugins that say they have the capability.
@@ -44,7 +43,6 @@ impl Default for Wish {
             dns: Value::Null,
             routes: Value::Null,
             bridge: json!({}),
-            portmap: json!({}),
             bandwidth: json!({}),
             runtime: json!({}),
             args: Value::Null,
@@ -70,6 +68,21 @@ impl Wish {
         chain
     }
 
+    /// What a runtime gives a plugin that says it has the capabilities.
+    pub(crate) fn give_capabilities(&self, conf: &mut Value) {
+        if let Some(able) = conf.as_object_mut().unwrap().remove("capabilities") {
+            let asked = self.runtime.as_object().into_iter().flatten();
+            let asked = asked.filter(|(key, _)| able[key.as_str()] == true);
+            conf["runtimeConfig"] =
+                Value::Object(asked.map(|(key, value)| (key.clone(), value.clone())).collect());
+        }
+    }
+
+    /// Whether a plugin behind gets the host ports: then the chain's own does not, or both would publish them.
+    fn ports_are_behind(&self) -> bool {
+        self.behind.iter().any(|plugin| plugin["capabilities"]["portMappings"] == true)
+    }
+
     /// bridge and host-local, and portmap and bandwidth where there is something for them; firewall and tuning are chained
     /// behind where they matter.
     fn reference(&self, site: &Site) -> Vec<Value> {
@@ -88,16 +101,15 @@ impl Wish {
         self.common(&mut bridge);
         merge(&mut bridge, &self.bridge);
         let mut chain = vec![bridge];
-        for (name, able, more, is_told) in [
-            ("portmap", "portMappings", &self.portmap, false),
-            ("bandwidth", "bandwidth", &self.bandwidth, self.bandwidth != json!({})),
-        ] {
-            if is_told || !self.runtime[able].is_null() {
-                let mut plugin =
-                    json!({ "type": name, "backend": "nftables", "capabilities": { able: true } });
-                merge(&mut plugin, more);
-                chain.push(plugin);
-            }
+        let is_asked = |able: &str| !self.runtime[able].is_null();
+        if is_asked("portMappings") && !self.ports_are_behind() {
+            let able = json!({ "portMappings": true });
+            chain.push(json!({ "type": "portmap", "backend": "nftables", "capabilities": able }));
+        }
+        if is_asked("bandwidth") || self.bandwidth != json!({}) {
+            let mut plugin = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
+            merge(&mut plugin, &self.bandwidth);
+            chain.push(plugin);
         }
         chain
     }
@@ -105,13 +117,13 @@ impl Wish {
     fn weft(&self) -> Value {
         let mut weft = json!({
             "type": "weft", "ranges": self.sets, "ipMasq": self.masquerade,
-            "capabilities": { "ips": true, "ipRanges": true, "mac": true, "portMappings": true, "bandwidth": true, "dns": true },
+            "capabilities": { "ips": true, "ipRanges": true, "mac": true, "bandwidth": true, "dns": true,
+                "portMappings": !self.ports_are_behind() },
         });
         if !self.routes.is_null() {
             weft["routes"] = self.routes.clone();
         }
         self.common(&mut weft);
-        merge(&mut weft, &self.portmap);
         merge(&mut weft, &self.bandwidth);
         weft
     }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::ports::mapping;
 use crate::site::{BEYOND, HOST, Pod, Site};
+use crate::space::Space;
 use crate::traffic::{at, pings, socket, tcp, udp};
 use crate::wish::Wish;
 
@@ -13,15 +14,22 @@ fn behind(plugin: Value) -> Wish {
 
 fn works(site: &Site, pod: &Pod<'_>) {
     let other = site.add(&Wish::default());
-    for family in [0, 1] {
-        let address = &pod.addresses()[family];
-        assert!(tcp(&site.host, at(address, 80), &pod.space, 80).is_some(), "host to {address}");
-        assert!(tcp(&other.space, at(address, 80), &pod.space, 80).is_some(), "pod to {address}");
-        assert!(tcp(&pod.space, at(&other.addresses()[family], 80), &other.space, 80).is_some(), "to a pod");
-        assert!(tcp(&pod.space, at(BEYOND[family], 80), &site.outside, 80).is_some(), "to the outside");
-    }
+    let ends = [pod, &other].map(|pod| (&pod.space, pod.addresses()));
+    reach(&site.host, &site.outside, ends);
     other.del();
     pod.del();
+}
+
+/// Host, outside, and two pods with their addresses of both families: the first is reached, and reaches.
+pub(crate) fn reach(host: &Space, outside: &Space, pods: [(&Space, Vec<String>); 2]) {
+    let [(pod, own), (other, others)] = pods;
+    for family in [0, 1] {
+        let address = &own[family];
+        assert!(tcp(host, at(address, 80), pod, 80).is_some(), "host to {address}");
+        assert!(tcp(other, at(address, 80), pod, 80).is_some(), "pod to {address}");
+        assert!(tcp(pod, at(&others[family], 80), other, 80).is_some(), "to a pod");
+        assert!(tcp(pod, at(BEYOND[family], 80), outside, 80).is_some(), "to the outside");
+    }
 }
 
 fn tuned(site: &Site, tuning: Value) -> Pod<'_> {
@@ -67,24 +75,6 @@ pub(crate) fn tuning_flags(site: &Site) {
         (&link["promiscuity"], &link["allmulti"], &link["txqlen"]),
         (&json!(1), &json!(1), &json!(77))
     );
-    works(site, &pod);
-}
-
-/// `tuning` alone is asked for a MAC address: the first plugin has not heard of it.
-pub(crate) fn tuning_mac(site: &Site) {
-    let pod = tuned(site, json!({ "mac": "02:00:00:00:00:42" }));
-    assert_eq!(pod.link()["address"], "02:00:00:00:00:42");
-    assert_eq!(pod.reported()["mac"], "02:00:00:00:00:42");
-    works(site, &pod);
-}
-
-/// Both plugins have the capability.
-pub(crate) fn tuning_mac_by_capability(site: &Site) {
-    let plugin = json!({ "type": "tuning", "capabilities": { "mac": true } });
-    let runtime = json!({ "mac": "02:00:00:00:00:43" });
-    let pod = site.add(&Wish { runtime, ..behind(plugin) });
-    assert_eq!(pod.link()["address"], "02:00:00:00:00:43");
-    assert_eq!(pod.check(), Ok(()));
     works(site, &pod);
 }
 
@@ -138,6 +128,32 @@ pub(crate) fn portmap_by_iptables(site: &Site) {
 
 pub(crate) fn portmap_by_nftables(site: &Site) {
     portmap(site, "nftables");
+}
+
+/// Who may come is said in the words of the backend, for each family.
+pub(crate) fn portmap_conditions(site: &Site) {
+    for (backend, conditions) in [
+        ("iptables", BEYOND.map(|address| json!(["-s", address]))),
+        ("nftables", [("ip", BEYOND[0]), ("ip6", BEYOND[1])].map(|(ip, at)| json!([ip, "saddr", at]))),
+    ] {
+        let [v4, v6] = conditions;
+        let plugin = json!({ "type": "portmap", "backend": backend, "capabilities": { "portMappings": true },
+            "conditionsV4": v4, "conditionsV6": v6 });
+        let runtime = json!({ "portMappings": [mapping("tcp", 8080, 80, "")] });
+        let (pod, other) = (site.add(&Wish { runtime, ..behind(plugin) }), site.add(&Wish::default()));
+        for family in [0, 1] {
+            let target = at(HOST[family], 8080);
+            let seen = tcp(&site.outside, target, &pod.space, 80).map(|client| client.to_string());
+            assert_eq!(seen.as_deref(), Some(BEYOND[family]), "{backend}: who may come to {target}");
+            for client in [&other.space, &site.host] {
+                assert_eq!(tcp(client, target, &pod.space, 80), None, "{backend}: who may not, {target}");
+            }
+        }
+        assert_eq!(pod.check(), Ok(()), "{backend}");
+        other.del();
+        pod.del();
+        assert_eq!(tcp(&site.outside, at(HOST[0], 8080), &pod.space, 80), None, "{backend}: after DEL");
+    }
 }
 
 /// A node whose administrator drops what is forwarded, as Docker does.

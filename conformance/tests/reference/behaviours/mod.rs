@@ -4,6 +4,7 @@ pub(crate) mod addresses;
 pub(crate) mod bandwidth;
 pub(crate) mod chained;
 pub(crate) mod lifecycle;
+pub(crate) mod pods;
 pub(crate) mod ports;
 pub(crate) mod results;
 pub(crate) mod sctp;

@@ -174,14 +174,3 @@ pub(crate) fn flushed_rules_come_back(site: &Site) {
     pod.del();
     assert!(from.is_some());
 }
-
-/// Conditions are fragments of rules.
-pub(crate) fn conditions(site: &Site) {
-    let conditions = json!({ "conditionsV4": ["ip", "saddr", "!=", BEYOND[0]] });
-    let pod = site.add(&Wish { portmap: conditions, ..with(json!([mapping("tcp", 8080, 80, "")])) });
-    let beyond = tcp(&site.outside, at(HOST[0], 8080), &pod.space, 80);
-    let near = tcp(&site.host, at(HOST[0], 8080), &pod.space, 80);
-    pod.del();
-    assert!(near.is_some());
-    assert_eq!(beyond, None);
-}
