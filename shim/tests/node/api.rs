@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::common::{Node, conf, pings, wait_until};
-use crate::network::{block_on, code, connect, end, soon, spawn};
+use crate::network::{Watch, block_on, code, connect, end, soon, spawn};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use ttrpc::Code;
@@ -15,7 +15,7 @@ use ttrpc::context::with_duration;
 use weft_shim::api::network::watch_response::Kind;
 use weft_shim::api::network::{
     AttachRequest, CheckRequest, DetachRequest, Filter, ListRequest, NodeStatusRequest, Range, State,
-    StatsRequest, StatusRequest, WatchRequest,
+    StatsRequest, StatusRequest,
 };
 use weft_shim::api::network_ttrpc::PodNetworkClient;
 
@@ -143,22 +143,17 @@ fn a_watch_tells_what_other_processes_change() {
     let _serve = Serve::start(&node, &[]);
     block_on(async {
         let client = client(&node).await;
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        let mut next = async || {
-            let event = events.recv().await.unwrap().unwrap();
-            (event.kind.unwrap(), event.attachment.container_id.clone())
-        };
-        assert_eq!(next().await, (Kind::PRESENT, "a".into()));
-        assert_eq!(next().await, (Kind::SYNCED, String::new()));
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&["a"]).await;
         for turn in 0..20 {
             node.add("b");
-            assert_eq!(next().await, (Kind::ATTACHED, "b".into()), "{turn}");
+            assert_eq!(watch.next().await, (Kind::ATTACHED, "b".into()), "{turn}");
             assert!(node.cni("DEL", "b", &conf()).status.success());
-            assert_eq!(next().await, (Kind::DETACHED, "b".into()), "{turn}");
+            assert_eq!(watch.next().await, (Kind::DETACHED, "b".into()), "{turn}");
             node.remove_pod("b");
         }
         assert!(node.cni("DEL", "a", &conf()).status.success());
-        assert_eq!(next().await, (Kind::DETACHED, "a".into()));
+        assert_eq!(watch.next().await, (Kind::DETACHED, "a".into()));
     });
     node.assert_empty();
 }
@@ -183,15 +178,15 @@ fn a_watch_misses_nothing_of_many_at_once() {
     };
     block_on(async {
         let client = client(&node).await;
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        assert_eq!(events.recv().await.unwrap().unwrap().kind.unwrap(), Kind::SYNCED);
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&[]).await;
         for (verb, wanted) in [("ADD", Kind::ATTACHED), ("DEL", Kind::DETACHED)] {
             all_at_once(verb);
             let mut told = Vec::new();
             while told.len() < names.len() {
-                let event = events.recv().await.unwrap().unwrap();
-                assert_eq!(event.kind.unwrap(), wanted);
-                told.push(event.attachment.container_id.clone());
+                let (kind, container) = watch.next().await;
+                assert_eq!(kind, wanted);
+                told.push(container);
             }
             told.sort();
             let mut wanted = names.clone();
@@ -219,21 +214,20 @@ fn all_watches_share_one_inotify_instance() {
         let mut open = Vec::new();
         for _ in 0..150 {
             let client = client(&node).await;
-            let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-            assert_eq!(events.recv().await.unwrap().unwrap().kind.unwrap(), Kind::SYNCED);
-            open.push((client, events));
+            let mut watch = Watch::start(&client).await;
+            watch.must_begin_with(&[]).await;
+            open.push((client, watch));
         }
         assert_eq!(descriptors(), 2, "one, and the same for the event loop");
         node.add("a");
-        for (_, events) in &mut open {
-            let event = events.recv().await.unwrap().unwrap();
-            assert_eq!((event.kind.unwrap(), event.attachment.container_id.as_str()), (Kind::ATTACHED, "a"));
+        for (_, watch) in &mut open {
+            assert_eq!(watch.next().await, (Kind::ATTACHED, "a".into()));
         }
         node.weft(&["cleanup"]);
-        for (_, events) in &mut open {
-            while let Ok(Some(event)) = events.recv().await {
-                assert_eq!(event.kind.unwrap(), Kind::DETACHED);
-            }
+        for (_, watch) in &mut open {
+            let (told, _) = watch.rest().await;
+            // The store goes at once with the pod: not every watch has seen it without.
+            assert!(told.iter().all(|event| *event == (Kind::DETACHED, "a".into())), "{told:?}");
         }
     });
     wait_until("nobody watches", || descriptors() == 0);
@@ -254,13 +248,7 @@ fn a_deadline_ends_a_call_and_nothing_is_left_half_made() {
         let made = client.attach(soon(), &request).await.unwrap().attachment.unwrap();
         assert_eq!((made.state.unwrap(), made.addresses.len()), (State::ATTACHED, 2));
         let short = with_duration(Duration::from_millis(300));
-        let mut events = client.watch(short, &WatchRequest::new()).await.unwrap();
-        let ended = loop {
-            match events.recv().await {
-                Ok(Some(_)) => {}
-                ended => break ended,
-            }
-        };
+        let (_, ended) = Watch::start_for(&client, short).await.rest().await;
         assert!(ended.is_err(), "{ended:?}");
         client.detach(soon(), &detach("a")).await.unwrap();
     });
@@ -410,13 +398,11 @@ fn a_shim_checks_and_counts_its_own_pod_and_changes_nothing() {
         let stats = client.stats(soon(), &StatsRequest::new()).await.unwrap().stats;
         assert_eq!(stats.len(), 1);
         assert!(stats[0].sent.is_some(), "{stats:?}");
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        assert_eq!(events.recv().await.unwrap().unwrap().attachment.container_id, "a");
-        assert_eq!(events.recv().await.unwrap().unwrap().kind.unwrap(), Kind::SYNCED);
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&["a"]).await;
         assert!(node.cni("DEL", "b", &conf()).status.success());
         assert!(node.cni("DEL", "a", &conf()).status.success());
-        let gone = events.recv().await.unwrap().unwrap();
-        assert_eq!((gone.kind.unwrap(), gone.attachment.container_id.as_str()), (Kind::DETACHED, "a"));
+        assert_eq!(watch.next().await, (Kind::DETACHED, "a".into()));
         let status = StatusRequest { container_id: "a".into(), ..Default::default() };
         assert_eq!(code(client.status(soon(), &status).await).0, Code::NOT_FOUND);
         assert_eq!(code(client.attach(soon(), &AttachRequest::new()).await).0, Code::UNIMPLEMENTED);

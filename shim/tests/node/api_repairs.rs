@@ -6,12 +6,12 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use weft_shim::api::network::NodeStatusRequest;
 use weft_shim::api::network::watch_response::Kind;
-use weft_shim::api::network::{NodeStatusRequest, WatchRequest};
 
 use crate::api::{Serve, client};
 use crate::common::{Node, conf, wait_until};
-use crate::network::{block_on, connect, end, soon, spawn};
+use crate::network::{Watch, block_on, connect, end, soon, spawn};
 use crate::ports::{add, elements, with_ports};
 use crate::reconcile::{break_pins, dies};
 use crate::serve::{check_format, get, value};
@@ -40,29 +40,24 @@ fn a_watch_tells_of_repairs_by_weft_serve() {
     let _serve = Serve::start(&node, &[]);
     block_on(async {
         let client = client(&node).await;
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        let mut next = async || {
-            let event = events.recv().await.unwrap().unwrap();
-            (event.kind.unwrap(), event.attachment.container_id.clone())
-        };
-        assert_eq!(next().await, (Kind::PRESENT, "a".into()));
-        assert_eq!(next().await, (Kind::SYNCED, String::new()));
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&["a"]).await;
         for loss in [
             &["flush", "ruleset"][..],
             &["delete", "table", "inet", "weft"],
             &["flush", "chain", "inet", "weft", "ports"],
         ] {
             nft(&node, loss);
-            assert_eq!(next().await, (Kind::REPAIRED, String::new()), "{loss:?}");
+            assert_eq!(watch.next().await, (Kind::REPAIRED, String::new()), "{loss:?}");
             assert_eq!(elements(&node, "ports4"), 1);
         }
         // What weft itself removes is no loss.
         add(&node, "b", &with_port(8090));
-        assert_eq!(next().await, (Kind::ATTACHED, "b".into()));
+        assert_eq!(watch.next().await, (Kind::ATTACHED, "b".into()));
         assert!(node.cni("DEL", "b", &conf()).status.success());
-        assert_eq!(next().await, (Kind::DETACHED, "b".into()));
+        assert_eq!(watch.next().await, (Kind::DETACHED, "b".into()));
         assert!(node.cni("DEL", "a", &conf()).status.success());
-        assert_eq!(next().await, (Kind::DETACHED, "a".into()));
+        assert_eq!(watch.next().await, (Kind::DETACHED, "a".into()));
         assert_eq!(client.node_status(soon(), &NodeStatusRequest::new()).await.unwrap().table_repairs, 3);
     });
     node.assert_empty();
@@ -76,16 +71,11 @@ fn a_watch_tells_of_repairs_by_add_and_reconcile() {
     let (process, socket) = shim(&node, "a");
     block_on(async {
         let client = connect(&socket).await;
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        let mut next = async || {
-            let event = events.recv().await.unwrap().unwrap();
-            (event.kind.unwrap(), event.attachment.container_id.clone())
-        };
-        assert_eq!(next().await, (Kind::PRESENT, "a".into()));
-        assert_eq!(next().await, (Kind::SYNCED, String::new()));
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&["a"]).await;
         nft(&node, &["flush", "ruleset"]);
         add(&node, "b", &with_port(8090));
-        assert_eq!(next().await, (Kind::REPAIRED, String::new()), "by ADD");
+        assert_eq!(watch.next().await, (Kind::REPAIRED, String::new()), "by ADD");
         assert_eq!(elements(&node, "ports4"), 2);
         // Another network's exceptions are another chain, and no repair.
         let mut other = with_port(8091);
@@ -100,11 +90,11 @@ fn a_watch_tells_of_repairs_by_add_and_reconcile() {
         nft(&node, &["delete", "table", "inet", "weft"]);
         assert_eq!(node.weft(&["reconcile", "--dry-run", "-o", "json"])["nat_repaired"], true);
         assert_eq!(node.weft(&["reconcile", "-o", "json"])["nat_repaired"], true);
-        assert_eq!(next().await, (Kind::REPAIRED, String::new()), "by reconcile");
+        assert_eq!(watch.next().await, (Kind::REPAIRED, String::new()), "by reconcile");
         assert_eq!(elements(&node, "ports4"), 2);
         dies(&node, &["a"]);
         assert_eq!(node.reconcile(&[]).0["freed"][0]["container"], "a");
-        assert_eq!(next().await, (Kind::DETACHED, "a".into()), "a dead pod that reconcile freed");
+        assert_eq!(watch.next().await, (Kind::DETACHED, "a".into()), "a dead pod that reconcile freed");
     });
     end(process, Signal::SIGKILL);
     assert!(node.cni("DEL", "b", &conf()).status.success());
@@ -120,20 +110,15 @@ fn a_detach_that_fails_is_a_detach_to_a_watch() {
     let mend = break_pins(&node);
     block_on(async {
         let client = client(&node).await;
-        let mut events = client.watch(soon(), &WatchRequest::new()).await.unwrap();
-        let mut next = async || {
-            let event = events.recv().await.unwrap().unwrap();
-            (event.kind.unwrap(), event.attachment.container_id.clone())
-        };
-        assert_eq!(next().await, (Kind::PRESENT, "a".into()));
-        assert_eq!(next().await, (Kind::SYNCED, String::new()));
+        let mut watch = Watch::start(&client).await;
+        watch.must_begin_with(&["a"]).await;
         assert!(node.cni("DEL", "a", &conf()).status.success());
-        assert_eq!(next().await, (Kind::DETACHED, "a".into()));
+        assert_eq!(watch.next().await, (Kind::DETACHED, "a".into()));
         assert_eq!(client.node_status(soon(), &NodeStatusRequest::new()).await.unwrap().tombstones, 1);
         mend();
         assert_eq!(node.reconcile(&[]).0["freed"][0]["container"], "a");
         add(&node, "b", &conf());
-        assert_eq!(next().await, (Kind::ATTACHED, "b".into()), "nothing more of a");
+        assert_eq!(watch.next().await, (Kind::ATTACHED, "b".into()), "nothing more of a");
     });
     assert!(node.cni("DEL", "b", &conf()).status.success());
     node.assert_empty();

@@ -10,9 +10,10 @@ use crate::common::{Node, conf, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ttrpc::Code;
-use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::{Client, ClientStreamReceiver};
 use ttrpc::context::with_duration;
-use weft_shim::api::network::{DataPath, ListRequest, State, StatusRequest};
+use weft_shim::api::network::watch_response::Kind;
+use weft_shim::api::network::{DataPath, ListRequest, State, StatusRequest, WatchRequest, WatchResponse};
 use weft_shim::api::network_ttrpc::PodNetworkClient;
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -25,6 +26,50 @@ pub(crate) async fn connect(socket: &Path) -> PodNetworkClient {
 
 pub(crate) fn soon() -> ttrpc::context::Context {
     with_duration(std::time::Duration::from_secs(10) * crate::common::slowness())
+}
+
+/// A watch: what happened, and to which container.
+pub(crate) struct Watch(ClientStreamReceiver<WatchResponse>);
+
+impl Watch {
+    pub(crate) async fn start(client: &PodNetworkClient) -> Watch {
+        Watch::start_for(client, soon()).await
+    }
+
+    /// One with a deadline of its own.
+    pub(crate) async fn start_for(client: &PodNetworkClient, context: ttrpc::context::Context) -> Watch {
+        Watch(client.watch(context, &WatchRequest::new()).await.unwrap())
+    }
+
+    pub(crate) async fn next(&mut self) -> (Kind, String) {
+        self.try_next().await.unwrap().unwrap()
+    }
+
+    /// The next event; `None`, or an error, at the end.
+    pub(crate) async fn try_next(&mut self) -> ttrpc::Result<Option<(Kind, String)>> {
+        let event = self.0.recv().await?;
+        Ok(event.map(|event| (event.kind.unwrap(), event.attachment.container_id.clone())))
+    }
+
+    /// These containers are there, and nothing else.
+    pub(crate) async fn must_begin_with(&mut self, containers: &[&str]) {
+        for container in containers {
+            assert_eq!(self.next().await, (Kind::PRESENT, (*container).into()));
+        }
+        assert_eq!(self.next().await, (Kind::SYNCED, String::new()));
+    }
+
+    /// All that is told until the watch ends, and how it ends.
+    pub(crate) async fn rest(&mut self) -> (Vec<(Kind, String)>, ttrpc::Result<()>) {
+        let mut told = Vec::new();
+        loop {
+            match self.try_next().await {
+                Ok(Some(event)) => told.push(event),
+                Ok(None) => return (told, Ok(())),
+                Err(err) => return (told, Err(err)),
+            }
+        }
+    }
 }
 
 pub(crate) fn code<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> (Code, String) {
