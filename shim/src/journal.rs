@@ -98,14 +98,13 @@ impl<'a> From<&'a Request> for Subject<'a> {
     }
 }
 
-/// The pod as people call it, else its container; then the interface.
+/// The pod as people know it, else its container; then the interface.
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pod {
-            PodName { name, .. } if name.is_empty() => f.write_str(self.container)?,
-            pod => write!(f, "{}/{}", pod.namespace, pod.name)?,
+        match self.pod.is_known() {
+            true => write!(f, "pod {} {}", self.pod, self.interface),
+            false => write!(f, "container {} {}", self.container, self.interface),
         }
-        write!(f, " {}", self.interface)
     }
 }
 
@@ -130,7 +129,7 @@ pub(crate) fn tell<'a>(level: Level, subject: impl Into<Subject<'a>>, what: fmt:
     log::logger().log(
         &Record::builder()
             .level(level)
-            .args(format_args!("pod {subject}: {what}"))
+            .args(format_args!("{subject}: {what}"))
             .target("weft")
             .key_values(&known)
             .build(),

@@ -59,6 +59,22 @@ pub(crate) struct PodName {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
+impl PodName {
+    pub(crate) fn is_known(&self) -> bool {
+        !self.name.is_empty()
+    }
+}
+
+impl std::fmt::Display for PodName {
+    /// As people write it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
+    }
+}
+
 /// One interface of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -176,9 +192,9 @@ struct Versioned {
 impl std::fmt::Display for Record {
     /// The pod as people know it, or the container and its interface.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.pod.namespace.as_str(), self.pod.name.as_str()) {
-            ("", "") => write!(f, "container {} {}", self.container, self.interface),
-            (namespace, name) => write!(f, "pod {namespace}/{name}"),
+        match self.pod.is_known() {
+            true => write!(f, "pod {}", self.pod),
+            false => write!(f, "container {} {}", self.container, self.interface),
         }
     }
 }
@@ -355,6 +371,19 @@ mod tests {
     fn a_record_reads_back_as_written() {
         let record = record();
         assert_eq!(Record::decode(&owner(), &record.encode().unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn a_pod_is_called_as_people_write_it() {
+        for (namespace, name, called) in [
+            ("default", "web", "pod default/web"),
+            ("", "web", "pod web"),
+            ("default", "", "container c0ffee eth0"),
+        ] {
+            let (namespace, name) = (namespace.into(), name.into());
+            let record = Record { pod: PodName { namespace, name, ..PodName::default() }, ..record() };
+            assert_eq!(record.to_string(), called);
+        }
     }
 
     #[test]

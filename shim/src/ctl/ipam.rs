@@ -72,7 +72,7 @@ fn held(config: &Config) -> Result<Vec<(Lease, String)>, Error> {
             (record.container.as_str(), record.interface.as_str())
                 == (lease.owner.container(), lease.owner.interface())
         };
-        records.iter().find(of).map_or_else(|| "-".to_owned(), pod_name)
+        records.iter().find(of).map_or_else(|| "-".to_owned(), |record| pod_name(&record.pod))
     };
     Ok(leases.into_iter().map(|lease| (lease.clone(), name(&lease))).collect())
 }
@@ -87,7 +87,7 @@ async fn free(config: &Config, address: IpAddr, force: bool) -> Result<(), Error
         return Ok(ledger.forget(&owner)?);
     };
     if !force && is_alive(&record).await? {
-        let pod = format!("{} ({})", pod_name(&record), record.container);
+        let pod = format!("{} ({})", pod_name(&record.pod), record.container);
         return Err(Error::Alive { address, pod });
     }
     Ok(pod::detach(config, &owner, Links::Delete).await?)

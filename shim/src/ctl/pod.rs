@@ -42,9 +42,8 @@ pub(super) async fn print(
 /// The interfaces of the one pod that is called so: `namespace/name`, `name`, or the beginning of its container's id.
 pub(super) fn find(records: Vec<Record>, name: &str) -> Result<Vec<Record>, Error> {
     let exact = |record: &Record| record.container == name;
-    let called = |record: &Record| {
-        !record.pod.name.is_empty() && (pod_name(record) == name || record.pod.name == name)
-    };
+    let called =
+        |record: &Record| record.pod.is_known() && (pod_name(&record.pod) == name || record.pod.name == name);
     let begins = |record: &Record| record.container.starts_with(name);
     let ways: [&dyn Fn(&Record) -> bool; 3] = [&exact, &called, &begins];
     // The first way that finds anything decides: an id that another one begins with is still that id.
@@ -53,7 +52,7 @@ pub(super) fn find(records: Vec<Record>, name: &str) -> Result<Vec<Record>, Erro
         return Err(Error::NoPod(name.to_owned()));
     };
     let mut pods: Vec<String> =
-        found.iter().map(|record| format!("{} ({})", pod_name(record), record.container)).collect();
+        found.iter().map(|record| format!("{} ({})", pod_name(&record.pod), record.container)).collect();
     pods.dedup();
     if pods.len() > 1 {
         return Err(Error::ManyPods { name: name.to_owned(), pods: pods.join(", ") });
@@ -85,7 +84,7 @@ fn as_json(record: &Record, stats: Option<&api::Stats>) -> Value {
 fn facts(record: &Record, stats: Option<&api::Stats>) -> Vec<(&'static str, String)> {
     let identity = record.identity();
     let mut facts = vec![
-        ("pod", pod_name(record)),
+        ("pod", pod_name(&record.pod)),
         ("uid", record.pod.uid.clone()),
         ("container", record.container.clone()),
         ("network", record.network.clone()),

@@ -9,6 +9,7 @@ use super::args::Format;
 use super::{Error, Node, show};
 use crate::proto::network as api;
 use crate::proto::network::port::State;
+use crate::record::PodName;
 
 /// One line a port, in the order of their numbers.
 pub(super) async fn print(node: &Node<'_>, format: Format, out: &mut impl Write) -> Result<(), Error> {
@@ -35,7 +36,8 @@ fn is_one_port(a: &api::Port, b: &api::Port) -> bool {
 fn row(port: &[api::Port]) -> Option<[String; 6]> {
     let one = port.first()?;
     let at = if one.host_ip.is_empty() { "any" } else { &one.host_ip };
-    let pod = show::name_of(&one.pod_namespace, &one.pod_name);
+    let [namespace, name] = [&one.pod_namespace, &one.pod_name].map(Clone::clone);
+    let pod = show::pod_name(&PodName { namespace, name, ..PodName::default() });
     let state = match state(port) {
         "published" if one.host_ip_absent => "waits for its address",
         state => state,

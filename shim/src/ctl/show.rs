@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::args::{Format, Pods};
 use super::{Error, Node};
 use crate::proto::network as api;
-use crate::record::{DataPath, Record, State};
+use crate::record::{DataPath, PodName, Record, State};
 
 /// One line an attachment.
 pub(super) async fn pods(
@@ -38,7 +38,7 @@ pub(super) async fn pods(
 fn row(record: &Record, wide: bool) -> Vec<String> {
     let container = if wide { record.container.clone() } else { record.container.chars().take(13).collect() };
     let mut row = vec![
-        pod_name(record),
+        pod_name(&record.pod),
         record.interface.clone(),
         addresses(record),
         data_path(record).to_owned(),
@@ -53,17 +53,9 @@ fn row(record: &Record, wide: bool) -> Vec<String> {
     row
 }
 
-/// `namespace/name`, or `-` where the runtime did not say.
-pub(super) fn pod_name(record: &Record) -> String {
-    name_of(&record.pod.namespace, &record.pod.name)
-}
-
-pub(super) fn name_of(namespace: &str, name: &str) -> String {
-    match (namespace, name) {
-        (_, "") => "-".to_owned(),
-        ("", name) => name.to_owned(),
-        (namespace, name) => format!("{namespace}/{name}"),
-    }
+/// `-` where the runtime did not say.
+pub(super) fn pod_name(pod: &PodName) -> String {
+    if pod.is_known() { pod.to_string() } else { "-".to_owned() }
 }
 
 pub(super) fn addresses(record: &Record) -> String {

@@ -517,7 +517,7 @@ fn cleanup_leaves_nothing() {
     let refused = node.run(node.command(env!("CARGO_BIN_EXE_weft")).args(["cleanup", "--if-unused"]), "");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!((refused.status.code(), node.links().len()), (Some(1), 1), "{said}");
-    assert!(said.contains("attached, so nothing was changed: a eth0"), "{said}");
+    assert!(said.contains("attached, so nothing was changed: container a eth0"), "{said}");
     drop(std::os::unix::net::UnixListener::bind(node.run_dir().join("weft.sock")).unwrap());
     node.weft(&["cleanup"]);
     wait_until("the links are gone", || node.links().is_empty());
