@@ -3,7 +3,7 @@
 //!
 //! A file of 64-bit numbers in `run_dir`, mapped into memory and added to atomically: no lock, no transaction, 12 µs a call, and a
 //! process that is killed leaves at most a call that is counted in part. Zeroes are a tally of nothing, so the file is made by whoever
-//! is first. Its name has the version of its layout:
+//! counts first. Its name has the version of its layout:
 //!
 //! ```text
 //! number 32 * operation + n, native byte order; operation 0 ADD, 1 DEL, 2 CHECK, 3 STATUS, 4 GC
@@ -66,13 +66,13 @@ pub(crate) enum Event {
     Tombstone = 16,
 }
 
-/// The counts of all events.
+/// The counts of all events; zeroes if nothing was counted yet.
 #[derive(Debug)]
-pub(crate) struct Events(Tally);
+pub(crate) struct Events(Option<Tally>);
 
 impl Events {
     pub(crate) fn of(&self, event: Event) -> u64 {
-        let counter = self.0.event(event);
+        let counter = self.0.as_ref().and_then(|tally| tally.event(event));
         counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 }
@@ -128,12 +128,12 @@ pub(crate) fn add(run_dir: &Path, events: &[(Event, usize)]) -> io::Result<()> {
     Ok(())
 }
 
-/// What was counted of each event. The file is made if there is none.
+/// What was counted of each event.
 ///
 /// # Errors
-/// As of [`count`].
+/// As of [`read`].
 pub(crate) fn events(run_dir: &Path) -> io::Result<Events> {
-    Tally::open(run_dir).map(Events)
+    Tally::existing(run_dir).map(Events)
 }
 
 /// All counts, in the order of [`OPERATIONS`]; zeroes if nothing was counted yet.
@@ -141,11 +141,7 @@ pub(crate) fn events(run_dir: &Path) -> io::Result<Events> {
 /// # Errors
 /// If the file is there and cannot be read.
 pub(crate) fn read(run_dir: &Path) -> io::Result<[Count; OPERATIONS.len()]> {
-    let file = match OpenOptions::new().read(true).write(true).open(run_dir.join(FILE)) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-        file => file?,
-    };
-    let tally = Tally::map(&file)?;
+    let Some(tally) = Tally::existing(run_dir)? else { return Ok(Default::default()) };
     let count = |operation| {
         let number = |number| {
             let counter = tally.number(operation, number);
@@ -162,6 +158,14 @@ pub(crate) fn read(run_dir: &Path) -> io::Result<[Count; OPERATIONS.len()]> {
 }
 
 impl Tally {
+    /// For those who only look.
+    fn existing(run_dir: &Path) -> io::Result<Option<Tally>> {
+        match OpenOptions::new().read(true).write(true).open(run_dir.join(FILE)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => Tally::map(&file?).map(Some),
+        }
+    }
+
     fn open(run_dir: &Path) -> io::Result<Tally> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -237,6 +241,14 @@ mod tests {
         assert_eq!((counts[4].calls, counts[4].within), (1, [0; BUCKETS.len()]), "longer than any bound");
         assert_eq!(counts[1], Count::default());
         assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn looking_makes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), [Count::default(); 5]);
+        assert_eq!(events(dir.path()).unwrap().of(Event::Tombstone), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
