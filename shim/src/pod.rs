@@ -221,6 +221,9 @@ async fn wire(
     failpoint("fast-path");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
     try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
+    // It came up before the pod's end, so without a carrier, and drops what it is to send until a worker of the kernel's gets to it
+    // (`linkwatch_event` in net/core/link_watch.c). A question about the link does that work at once, from Linux 6.8 on.
+    host.link_by_index(record.host_index).await.map_err(kernel("look at the host's end"))?;
     if ledger.owners_of(&record.container)?.len() > 1 || !record.destinations.is_empty() {
         part_sources(&inside, record).await?;
     }
