@@ -28,11 +28,6 @@ const fn ours(topic: &'static str, what: &'static str, run: fn(&Site), lacks: [&
     Row { topic, what, run, reference: Expect::Lacks(lacks[0], lacks[1]), weft: Expect::Has }
 }
 
-/// The reference alone has it.
-const fn theirs(topic: &'static str, what: &'static str, run: fn(&Site), lacks: [&'static str; 2]) -> Row {
-    Row { topic, what, run, reference: Expect::Has, weft: Expect::Lacks(lacks[0], lacks[1]) }
-}
-
 /// Neither has it, and the failures say the same.
 const fn neither(
     topic: &'static str,
