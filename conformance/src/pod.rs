@@ -1,10 +1,10 @@
 //! Pods and containers by way of crictl: what a test asks of CRI, in few words.
 
-use std::cell::OnceCell;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ pub struct Pod<'n> {
     node: &'n Node,
     id: String,
     config: PathBuf,
-    netns: OnceCell<PathBuf>,
+    netns: OnceLock<PathBuf>,
 }
 
 impl<'n> Pod<'n> {
@@ -152,7 +152,7 @@ impl<'n> Pod<'n> {
         write_json(&file, &config);
         let handler = spec.handler.as_deref().unwrap_or(node.subject().handler());
         let id = try_run(node.crictl_command(&["runp", "--runtime", handler]).arg(&file))?;
-        let pod = Self { node, id: id.trim().to_owned(), config: file, netns: OnceCell::new() };
+        let pod = Self { node, id: id.trim().to_owned(), config: file, netns: OnceLock::new() };
         node.leaves_no(&pod.id);
         Ok(pod)
     }
