@@ -4,13 +4,13 @@
 #   build.sh [DIR]
 #
 # DIR defaults to ${WEFT_CACHE:-$HOME/.cache/weft}/tools-HASH, or to .build/tools-HASH in the checkout where that cannot be written.
-# HASH covers go.mod, go.sum, the C files and this script, so a directory whose stamp matches is left as it is. Everything is built beside DIR and
+# HASH covers go.mod, go.sum, the Go and C files and this script, so a directory whose stamp matches is left as it is. Everything is built beside DIR and
 # moved into place at the end: an interrupted run leaves no half-filled DIR. The last line on stdout is the directory.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here"
-hash=$(cat go.mod go.sum ./*.c build.sh | sha256sum | cut -c1-12)
+hash=$(cat go.mod go.sum leases/*.go ./*.c build.sh | sha256sum | cut -c1-12)
 
 if [ $# -gt 0 ]; then
     dir=$1
@@ -55,6 +55,8 @@ say "CNI plugins"
 go build -trimpath -ldflags '-s -w' -o "$new/cni/" \
     $plugins/main/bridge $plugins/main/ptp $plugins/main/loopback $plugins/ipam/host-local \
     $plugins/meta/portmap $plugins/meta/bandwidth $plugins/meta/firewall $plugins/meta/tuning $plugins/meta/sbr >&2
+say "leases"
+go build -trimpath -ldflags '-s -w' -o "$new/" ./leases >&2
 say "critest, and ginkgo, which runs its specs in parallel"
 go build -trimpath -ldflags '-s -w' -o "$new/" github.com/onsi/ginkgo/v2/ginkgo >&2
 go test -c -trimpath -ldflags '-s -w' -o "$new/critest" sigs.k8s.io/cri-tools/cmd/critest >&2

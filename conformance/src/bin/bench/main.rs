@@ -1,11 +1,11 @@
 //! `make bench`: weft beside the reference in one run, the two taking turns, so that a busy or slow machine is the same for both.
 //!
 //! The measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
-//! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]), and TCP between two
-//! pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
+//! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
+//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri burst task memory idle scale tcp` measures what is named, and writes no file.
+//! `bench cni cri burst task memory idle scale ipam tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -20,6 +20,7 @@ mod burst;
 mod cni;
 mod cri;
 mod idle;
+mod ipam;
 mod machine;
 mod memory;
 mod on_node;
@@ -76,7 +77,7 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 8] = [
+const MEASUREMENTS: [(&str, Measurement); 9] = [
     ("cni", cni::measure),
     ("cri", cri::measure),
     ("burst", burst::measure),
@@ -84,6 +85,7 @@ const MEASUREMENTS: [(&str, Measurement); 8] = [
     ("memory", memory::measure),
     ("idle", idle::measure),
     ("scale", scale::measure),
+    ("ipam", ipam::measure),
     ("tcp", tcp::measure),
 ];
 

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::de::DeserializeOwned;
 use weft_conformance::Node;
@@ -20,7 +20,13 @@ impl OnNode {
     pub(crate) fn start(node: &Node, word: &str, more: &[&str]) -> Self {
         let program = env::current_exe().expect("the path of this program");
         let mut command = node.command(program);
-        command.arg(word).arg(node.dir()).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(word).arg(node.dir()).args(more);
+        Self::run(command)
+    }
+
+    /// The same of another program that is asked like this.
+    pub(crate) fn run(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().expect("run nsenter(1)");
         let ask = process.stdin.take().expect("stdin is piped");
         let answers = BufReader::new(process.stdout.take().expect("stdout is piped"));
@@ -28,7 +34,16 @@ impl OnNode {
     }
 
     pub(crate) fn ask<T: DeserializeOwned>(&mut self, what: &str) -> T {
+        self.begin(what);
+        self.answer()
+    }
+
+    /// Asks; [`OnNode::answer`] waits for the answer.
+    pub(crate) fn begin(&mut self, what: &str) {
         writeln!(self.ask, "{what}").expect("ask for a measurement");
+    }
+
+    pub(crate) fn answer<T: DeserializeOwned>(&mut self) -> T {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("read what was measured");
         serde_json::from_str(&answer).expect("a list; if there is none, the other side has said why")

@@ -12,6 +12,10 @@ impl Samples {
         self.0.push(value);
     }
 
+    pub(crate) fn extend(&mut self, values: Vec<f64>) {
+        self.0.extend(values);
+    }
+
     pub(crate) fn median(&self) -> f64 {
         self.at(0.5)
     }
