@@ -6,6 +6,7 @@
 use std::env;
 use std::fs;
 use std::io::{Write, stdin};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::{Nodes, end};
 pub(crate) const ON_NODE: &str = "cni-on-node";
 /// Asks for the floor instead of a pod.
 const FLOOR: &str = "floor";
-const FIRST_PORT: u16 = 20_000;
+pub(crate) const FIRST_PORT: u16 = 20_000;
 /// Pods per arm, after one that is not counted.
 const PODS: usize = 50;
 /// Pods with host ports: how many ports, how many pods per arm, and what is expected of ADD and of DEL.
@@ -101,7 +102,8 @@ pub(crate) fn serve(node: &Path) {
     let plugins = node.join("cni/bin");
     for (number, line) in stdin().lines().enumerate() {
         let asked = line.expect("read from stdin");
-        let pod = CniPod::new(&network, &plugins, number, asked.parse().unwrap_or(0));
+        let ports: u16 = asked.parse().unwrap_or(0);
+        let pod = CniPod::new(&network, &plugins, number, FIRST_PORT..FIRST_PORT + ports);
         run(Command::new("ip").args(["netns", "add", &pod.name]));
         let times = if asked == FLOOR { vec![floor(&pod.name)] } else { pod.cycle().to_vec() };
         run(Command::new("ip").args(["netns", "del", &pod.name]));
@@ -123,11 +125,12 @@ pub(crate) struct CniPod<'a> {
     plugins: &'a Path,
     pub(crate) name: String,
     id: String,
-    ports: u16,
+    /// On the host.
+    ports: Range<u16>,
 }
 
 impl<'a> CniPod<'a> {
-    pub(crate) fn new(network: &'a Value, plugins: &'a Path, number: usize, ports: u16) -> Self {
+    pub(crate) fn new(network: &'a Value, plugins: &'a Path, number: usize, ports: Range<u16>) -> Self {
         Self { network, plugins, name: format!("bench{number}"), id: format!("{number:064x}"), ports }
     }
 
@@ -165,10 +168,10 @@ impl<'a> CniPod<'a> {
         config["cniVersion"] = self.network["cniVersion"].clone();
         config["name"] = self.network["name"].clone();
         if plugin["capabilities"]["portMappings"] == true {
-            let ports = (0..self.ports)
-                .map(|port| json!({ "hostPort": FIRST_PORT + port, "containerPort": 80, "protocol": "tcp" }));
+            let ports = self.ports.clone();
+            let ports = ports.map(|port| json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp" }));
             // What containerd passes for a pod that has none.
-            let ports = if self.ports == 0 { Value::Null } else { ports.collect() };
+            let ports = if self.ports.is_empty() { Value::Null } else { ports.collect() };
             config["runtimeConfig"] = json!({ "portMappings": ports });
         }
         if !previous.is_null() {

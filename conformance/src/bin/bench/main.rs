@@ -2,10 +2,10 @@
 //!
 //! The measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
-//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
+//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri burst task memory idle scale ipam tcp` measures what is named, and writes no file.
+//! `bench cni cri burst task memory idle scale ipam ports tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -24,6 +24,7 @@ mod ipam;
 mod machine;
 mod memory;
 mod on_node;
+mod ports;
 mod report;
 mod scale;
 mod shim;
@@ -68,6 +69,7 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // How the program runs itself on a node.
         [cni::ON_NODE, directory] => cni::serve(Path::new(directory)),
+        [ports::ON_NODE, directory] => ports::serve(Path::new(directory)),
         [scale::ON_NODE, directory] => scale::serve(Path::new(directory)),
         [task::ON_NODE, directory, arm] => task::serve(Path::new(directory), arm),
         [] => write(&measure(&MEASUREMENTS.map(|(name, _)| name))),
@@ -77,7 +79,7 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 9] = [
+const MEASUREMENTS: [(&str, Measurement); 10] = [
     ("cni", cni::measure),
     ("cri", cri::measure),
     ("burst", burst::measure),
@@ -86,6 +88,7 @@ const MEASUREMENTS: [(&str, Measurement); 9] = [
     ("idle", idle::measure),
     ("scale", scale::measure),
     ("ipam", ipam::measure),
+    ("ports", ports::measure),
     ("tcp", tcp::measure),
 ];
 

@@ -136,7 +136,7 @@ struct Crowd<'a> {
 impl<'a> Crowd<'a> {
     fn new_pod(&mut self) -> CniPod<'a> {
         self.next += 1;
-        CniPod::new(self.network, self.plugins, self.next, 0)
+        CniPod::new(self.network, self.plugins, self.next, 0..0)
     }
 
     fn fill(&mut self, pods: usize) -> Vec<f64> {

@@ -1,0 +1,123 @@
+//! A pod with a host port on a node where other pods have 10,000, beside one where none has any: whether one more costs the same.
+//! What 200 ports in one pod cost beside portmap is in [`crate::cni`].
+//!
+//! As there, the program runs itself on the nodes and calls the plugin from there; a pod is a namespace.
+
+use std::fs;
+use std::io::stdin;
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_conformance::run;
+
+use crate::cni::{CniPod, FIRST_PORT};
+use crate::on_node::OnNode;
+use crate::report::{Samples, Table};
+use crate::{Nodes, weft_node};
+
+/// The word that tells the program that it runs on a node; the directory of the node follows.
+pub(crate) const ON_NODE: &str = "ports-on-node";
+/// Other pods on either node, and the ports of each on one of them: 10,000.
+const POPULATION: u16 = 50;
+const EACH: u16 = 200;
+/// Pods with one port that come and go on each node, taking turns, after three that are not counted.
+const PODS: usize = 100;
+const WARM_UP: usize = 3;
+
+/// Two nodes of their own, with as many pods: ports are all that tells them apart.
+pub(crate) fn measure(_: &Nodes) -> Table {
+    let nodes = [0, 1].map(|_| weft_node(&[]));
+    let mut arms = nodes.each_ref().map(|node| OnNode::start(node, ON_NODE, &[]));
+    for (arm, ports) in arms.iter_mut().zip([0, EACH]) {
+        arm.ask::<Vec<f64>>(&format!("fill {ports}"));
+    }
+    let (mut add, mut del) = (<[Samples; 2]>::default(), <[Samples; 2]>::default());
+    for pod in 0..WARM_UP + PODS {
+        for turn in 0..2 {
+            let arm = (pod + turn) % 2;
+            let times: [f64; 2] = arms[arm].ask("pod");
+            if pod >= WARM_UP {
+                add[arm].push(times[0]);
+                del[arm].push(times[1]);
+            }
+        }
+    }
+    for mut arm in arms {
+        arm.ask::<Vec<f64>>("empty");
+        arm.end();
+    }
+    for node in nodes {
+        node.finish();
+    }
+    let text = format!(
+        "CNI ADD and DEL of {PODS} pods with one host port each, on a node of {POPULATION} other pods with {EACH} host ports each, and on \
+         one whose {POPULATION} other pods have none, taking turns. {EACH} ports in one pod, beside portmap, are in the table CNI."
+    );
+    let header = ["medians", "none present", "10,000 present", "ratio", "expected", "reached"];
+    let mut table = Table::new("Host ports", text, &header);
+    for (what, samples) in [("ADD (ms)", &add), ("DEL (ms)", &del)] {
+        let [none, full] = samples.each_ref().map(Samples::median);
+        let cells = vec![what.to_owned(), format!("{none:.2}"), format!("{full:.2}")];
+        table.bounded(cells, full / none, full / none, 1.1);
+    }
+    table
+}
+
+/// The other side of [`OnNode`]: serves until stdin ends. Each pod has a number of its own: the kernel ends the links of a namespace a moment
+/// after it, and their names are made of the pod's.
+pub(crate) fn serve(node: &Path) {
+    let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
+    let network: Value = serde_json::from_str(&network).expect("the network is JSON");
+    let plugins = node.join("cni/bin");
+    let mut numbers = 0..;
+    let mut run_pod = |ports: Range<u16>| {
+        let number = numbers.next().expect("numbers do not end");
+        let pod = CniPod::new(&network, &plugins, number, ports);
+        run(Command::new("ip").args(["netns", "add", &pod.name]));
+        let (took, result) = pod.add();
+        Running { pod, result, add: took }
+    };
+    let mut residents: Vec<Running<'_>> = Vec::new();
+    for line in stdin().lines() {
+        let line = line.expect("read from stdin");
+        let times = match (line.as_str(), line.strip_prefix("fill ")) {
+            (_, Some(ports)) => {
+                let ports: u16 = ports.parse().expect("a number of ports");
+                let first = |pod| FIRST_PORT + 1 + pod * ports;
+                residents.extend((0..POPULATION).map(|pod| run_pod(first(pod)..first(pod + 1))));
+                vec![]
+            }
+            ("pod", None) => {
+                let pod = run_pod(FIRST_PORT..FIRST_PORT + 1);
+                let add = millis(&pod.add);
+                vec![add, pod.end()]
+            }
+            ("empty", None) => residents.drain(..).map(Running::end).collect(),
+            _ => panic!("{line}: want fill PORTS, pod or empty"),
+        };
+        println!("{}", json!(times));
+    }
+}
+
+struct Running<'a> {
+    pod: CniPod<'a>,
+    result: Value,
+    /// How long each plugin took.
+    add: Vec<Duration>,
+}
+
+impl Running<'_> {
+    /// How long DEL took.
+    fn end(self) -> f64 {
+        let del = millis(&self.pod.del(&self.result));
+        run(Command::new("ip").args(["netns", "del", &self.pod.name]));
+        del
+    }
+}
+
+fn millis(times: &[Duration]) -> f64 {
+    times.iter().sum::<Duration>().as_secs_f64() * 1e3
+}
