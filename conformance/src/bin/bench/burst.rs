@@ -43,12 +43,12 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
         vec![what.to_owned(), format!("{:.1}", values[0]), format!("{:.1}", values[1])]
     };
     let rates = [&weft.pods_per_second, &reference.pods_per_second].map(Samples::median);
-    table.row(pair("pods per second, whole life", rates), rates[0] / rates[1], Some(12.0));
+    table.row(pair("whole life (pods/s)", rates), rates[0] / rates[1], Some(12.0));
     let mut times = |what: &str, weft: &Samples, reference: &Samples| {
         let halves = [weft, reference].map(Samples::median);
-        table.row(pair(&format!("{what}, ms, median"), halves), halves[1] / halves[0], None);
+        table.row(pair(&format!("{what}, median (ms)"), halves), halves[1] / halves[0], None);
         let tails = [weft, reference].map(Samples::p99);
-        table.row(pair(&format!("{what}, ms, 99th percentile"), tails), tails[1] / tails[0], None);
+        table.row(pair(&format!("{what}, 99th percentile (ms)"), tails), tails[1] / tails[0], None);
     };
     times("whole life", &weft.whole, &reference.whole);
     for ((name, weft), (_, reference)) in weft.operations.iter().zip(&reference.operations) {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use weft_conformance::run;
 
@@ -14,12 +15,15 @@ pub(crate) fn describe() -> String {
     let cores = available_parallelism().expect("count the processors");
     let kernel = read("/proc/sys/kernel/osrelease");
     format!(
-        "- Date: {}\n- Machine: {cores} × {}, {} GB\n- Kernel: Linux {}, HZ {}\n- Versions: weft {}, {}\n",
+        "- Date: {}\n- Machine: {cores} CPUs, {}, {} GB\n- Kernel: Linux {}, HZ {}, rcu_expedited {}, rcu_normal {}\n- Versions: weft {}, \
+         {}\n",
         run(Command::new("date").args(["-u", "+%F"])).trim(),
         after(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".to_owned()),
         memory(),
         kernel.trim(),
         hertz(),
+        read("/sys/kernel/rcu_expedited").trim(),
+        read("/sys/kernel/rcu_normal").trim(),
         env!("CARGO_PKG_VERSION"),
         [
             ("containerd", "github.com/containerd/containerd/v2"),
@@ -32,7 +36,7 @@ pub(crate) fn describe() -> String {
 }
 
 fn read(path: &str) -> String {
-    fs::read_to_string(path).expect("read a file below /proc")
+    fs::read_to_string(path).expect("read a file of the kernel's")
 }
 
 /// The value of `NAME : VALUE`.
@@ -60,4 +64,42 @@ fn pinned(module: &str) -> &'static str {
     let mut lines = PINNED.lines().map(|line| line.split_whitespace());
     let version = lines.find_map(|mut words| (words.next() == Some(module)).then(|| words.next())?);
     version.expect("go.mod pins what build.sh builds").trim_start_matches('v')
+}
+
+/// What the machine's processors have spent so far, in ticks (proc_stat(5)).
+pub(crate) struct Time {
+    all: u64,
+    idle: u64,
+    stolen: u64,
+    at: Instant,
+}
+
+impl Time {
+    pub(crate) fn now() -> Self {
+        let text = read("/proc/stat");
+        let first = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("cpu "))
+            .expect("all processors come first");
+        let ticks: Vec<u64> =
+            first.split_whitespace().map(|ticks| ticks.parse().expect("a number of ticks")).collect();
+        // The time of guests is in that of users.
+        let [_, _, _, idle, waiting, _, _, stolen, ..] = ticks[..] else {
+            panic!("{first}: want eight figures")
+        };
+        Self { all: ticks[..8].iter().sum(), idle: idle + waiting, stolen, at: Instant::now() }
+    }
+
+    /// A line of the list: how the processors were shared meanwhile.
+    pub(crate) fn describe_since(&self) -> String {
+        let now = Self::now();
+        let part = |ticks: u64| ticks as f64 / (now.all - self.all).max(1) as f64 * 100.0;
+        format!(
+            "- The run: {:.0} s, in which the processors were idle for {:.1} % of the time, and the hypervisor kept {:.2} % (steal)\n",
+            self.at.elapsed().as_secs_f64(),
+            part(now.idle - self.idle),
+            part(now.stolen - self.stolen)
+        )
+    }
 }

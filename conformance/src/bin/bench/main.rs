@@ -2,7 +2,7 @@
 //!
 //! The measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
-//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, each with the figure
+//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, with a chart of each ([`chart`]) and the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
 //! `bench cni cri burst task memory idle scale ipam ports tcp` measures what is named, and writes no file.
@@ -17,6 +17,7 @@
 mod alone;
 mod bundle;
 mod burst;
+mod chart;
 mod cni;
 mod cri;
 mod idle;
@@ -45,6 +46,9 @@ Written by `make bench`, which measures weft and the reference in one run, takin
 runc and a pause container, and the CNI project's bridge, host-local and portmap. Both run below the same containerd, in network, mount
 and pid namespaces of their own, with an address of either IP version per pod.
 ";
+
+/// Where charts are, as seen from the page.
+const CHARTS: &str = "benchmarks";
 
 /// A node of each.
 struct Nodes {
@@ -92,8 +96,15 @@ const MEASUREMENTS: [(&str, Measurement); 10] = [
     ("tcp", tcp::measure),
 ];
 
+/// What `make bench` leaves in docs/.
+struct Page {
+    text: String,
+    /// Of each table, by the name of its measurement.
+    charts: Vec<(&'static str, String)>,
+}
+
 /// Prints the page while it comes to be, and returns it.
-fn measure(wanted: &[&str]) -> String {
+fn measure(wanted: &[&str]) -> Page {
     for name in wanted {
         assert!(
             MEASUREMENTS.iter().any(|(known, _)| known == name),
@@ -101,17 +112,21 @@ fn measure(wanted: &[&str]) -> String {
             MEASUREMENTS.map(|(known, _)| known)
         );
     }
-    let mut page = format!("{INTRODUCTION}\n{}", machine::describe());
-    println!("{page}");
+    let (head, begin) = (format!("{INTRODUCTION}\n{}", machine::describe()), machine::Time::now());
+    println!("{head}");
     let nodes = Nodes { weft: weft_node(&[]), reference: Node::start(Subject::Reference) };
-    for (_, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
+    let (mut tables, mut charts) = (String::new(), Vec::new());
+    for (name, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
         let table = measure(&nodes);
         println!("{table}");
-        page += &format!("\n{table}");
+        tables += &format!("\n{table}\n![The table as a chart]({CHARTS}/{name}.svg)\n");
+        charts.push((*name, chart::svg(&table)));
     }
     nodes.reference.finish();
     nodes.weft.finish();
-    page
+    let taken = begin.describe_since();
+    println!("{taken}");
+    Page { text: format!("{head}{taken}{tables}"), charts }
 }
 
 /// weft's state is on /run, as by default: leases are synced, which a disk makes slow. runc's and the reference's are there as well.
@@ -128,9 +143,12 @@ fn end(pod: Pod<'_>) {
     pod.remove();
 }
 
-fn write(page: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
-    fs::create_dir_all(file.parent().expect("a file is in a directory")).expect("make docs");
-    fs::write(&file, page).expect("write docs/benchmarks.md");
-    println!("written to docs/benchmarks.md");
+fn write(page: &Page) {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    fs::create_dir_all(docs.join(CHARTS)).expect("make docs");
+    fs::write(docs.join("benchmarks.md"), &page.text).expect("write docs/benchmarks.md");
+    for (name, chart) in &page.charts {
+        fs::write(docs.join(CHARTS).join(name).with_extension("svg"), chart).expect("write a chart");
+    }
+    println!("written to docs/benchmarks.md and docs/{CHARTS}");
 }

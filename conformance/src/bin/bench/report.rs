@@ -51,9 +51,10 @@ impl FromIterator<f64> for Samples {
 
 /// A heading, what the reader must know, and rows.
 pub(crate) struct Table {
-    title: &'static str,
+    pub(crate) title: &'static str,
     text: String,
-    rows: Vec<Vec<String>>,
+    /// The first is the header.
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
 impl Table {

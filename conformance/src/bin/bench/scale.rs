@@ -75,7 +75,7 @@ fn table(few: &Size, many: &Size, reclaimed: f64, one_by_one: &Samples) -> Table
     table.row(cells("request/response (1/s)", few, many), many / few, Some(0.97));
     let singly = one_by_one.median() * (MANY - FEW) as f64;
     let reclaim = vec![
-        "reclaimed (ms; one by one, together)".to_owned(),
+        "reclaimed one by one, and together (ms)".to_owned(),
         format!("{singly:.0}"),
         format!("{reclaimed:.0}"),
     ];
