@@ -187,7 +187,9 @@ impl Chart<'_> {
         let x = MARGIN + LABELS + BARS + VALUE;
         self.y = top + LINE - 1.0;
         let what = &self.table.rows[0][cells.len() - 3];
-        self.text(x, "text", &format!("{what}: {ratio}"));
+        if is_derived(what) {
+            self.text(x, "text", &format!("{what}: {ratio}"));
+        }
         if reached.chars().any(char::is_alphabetic) {
             self.y += LINE;
             self.text(x, "faint", &format!("{expected}: {}", reached.trim_matches('*')));

@@ -7,7 +7,7 @@ use std::env;
 use std::fs;
 use std::io::{Write, stdin};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,18 +97,65 @@ fn cycle(arm: &mut OnNode, ports: u16) -> Times {
 
 /// The other side of [`OnNode`]: for every line it attaches and detaches a pod and answers how long that took, until stdin ends.
 pub(crate) fn serve(node: &Path) {
-    let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
-    let network: Value = serde_json::from_str(&network).expect("the network is JSON");
-    let plugins = node.join("cni/bin");
+    let home = Home::of(node);
     for (number, line) in stdin().lines().enumerate() {
         let asked = line.expect("read from stdin");
         let ports: u16 = asked.parse().unwrap_or(0);
-        let pod = CniPod::new(&network, &plugins, number, FIRST_PORT..FIRST_PORT + ports);
+        let pod = home.pod(number, FIRST_PORT..FIRST_PORT + ports);
         run(Command::new("ip").args(["netns", "add", &pod.name]));
         let times = if asked == FLOOR { vec![floor(&pod.name)] } else { pod.cycle().to_vec() };
         run(Command::new("ip").args(["netns", "del", &pod.name]));
         println!("{}", json!(times.iter().map(|time| time.as_secs_f64() * 1e3).collect::<Vec<_>>()));
     }
+}
+
+/// A node's network and plugins.
+pub(crate) struct Home {
+    network: Value,
+    plugins: PathBuf,
+}
+
+impl Home {
+    pub(crate) fn of(node: &Path) -> Self {
+        let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
+        let network = serde_json::from_str(&network).expect("the network is JSON");
+        Self { network, plugins: node.join("cni/bin") }
+    }
+
+    /// Each pod wants a number of its own: the kernel ends the links of a namespace a moment after it, and their names are made of the pod's.
+    pub(crate) fn pod(&self, number: usize, ports: Range<u16>) -> CniPod<'_> {
+        let (network, plugins) = (&self.network, self.plugins.as_path());
+        CniPod { network, plugins, name: format!("bench{number}"), id: format!("{number:064x}"), ports }
+    }
+
+    /// The same, with a namespace and attached.
+    pub(crate) fn run(&self, number: usize, ports: Range<u16>) -> Running<'_> {
+        let pod = self.pod(number, ports);
+        run(Command::new("ip").args(["netns", "add", &pod.name]));
+        let (took, result) = pod.add();
+        Running { pod, result, add: millis(&took) }
+    }
+}
+
+/// An attached pod.
+pub(crate) struct Running<'a> {
+    pod: CniPod<'a>,
+    result: Value,
+    /// How long ADD took, in ms.
+    pub(crate) add: f64,
+}
+
+impl Running<'_> {
+    /// Detaches it and ends its namespace; how long DEL took, in ms.
+    pub(crate) fn end(self) -> f64 {
+        let del = millis(&self.pod.del(&self.result));
+        run(Command::new("ip").args(["netns", "del", &self.pod.name]));
+        del
+    }
+}
+
+fn millis(times: &[Duration]) -> f64 {
+    times.iter().sum::<Duration>().as_secs_f64() * 1e3
 }
 
 /// Runs the program beside this one that attaches and does no more.
@@ -130,10 +177,6 @@ pub(crate) struct CniPod<'a> {
 }
 
 impl<'a> CniPod<'a> {
-    pub(crate) fn new(network: &'a Value, plugins: &'a Path, number: usize, ports: Range<u16>) -> Self {
-        Self { network, plugins, name: format!("bench{number}"), id: format!("{number:064x}"), ports }
-    }
-
     fn cycle(&self) -> [Duration; OPERATIONS.len()] {
         let (adds, result) = self.add();
         let dels = self.del(&result);

@@ -1,11 +1,11 @@
 //! `make bench`: weft beside the reference in one run, the two taking turns, so that a busy or slow machine is the same for both.
 //!
-//! The measurements: the CNI plugins alone ([`cni`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
+//! The measurements: the CNI plugins alone ([`cni`]), what they wait for ([`waits`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
 //! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, with a chart of each ([`chart`]) and the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni cri burst task memory idle scale ipam ports tcp` measures what is named, and writes no file.
+//! `bench cni waits cri burst task memory idle scale ipam ports tcp` measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -31,6 +31,7 @@ mod scale;
 mod shim;
 mod task;
 mod tcp;
+mod waits;
 
 use std::env;
 use std::fs;
@@ -75,6 +76,7 @@ fn main() {
         [cni::ON_NODE, directory] => cni::serve(Path::new(directory)),
         [ports::ON_NODE, directory] => ports::serve(Path::new(directory)),
         [scale::ON_NODE, directory] => scale::serve(Path::new(directory)),
+        [waits::ON_NODE, directory] => waits::serve(Path::new(directory)),
         [task::ON_NODE, directory, arm] => task::serve(Path::new(directory), arm),
         [] => write(&measure(&MEASUREMENTS.map(|(name, _)| name))),
         some => drop(measure(some)),
@@ -83,8 +85,9 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 10] = [
+const MEASUREMENTS: [(&str, Measurement); 11] = [
     ("cni", cni::measure),
+    ("waits", waits::measure),
     ("cri", cri::measure),
     ("burst", burst::measure),
     ("task", task::measure),

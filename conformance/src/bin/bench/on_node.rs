@@ -2,6 +2,7 @@
 //! answered by a line of JSON.
 
 use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -47,6 +48,13 @@ impl OnNode {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("read what was measured");
         serde_json::from_str(&answer).expect("a list; if there is none, the other side has said why")
+    }
+
+    /// Of the program itself, as seen from here: nsenter(1) has it as its one child.
+    pub(crate) fn pid(&self) -> u32 {
+        let nsenter = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"));
+        children.expect("read the children of a process").trim().parse().expect("one child")
     }
 
     pub(crate) fn end(mut self) {

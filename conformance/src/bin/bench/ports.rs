@@ -3,17 +3,12 @@
 //!
 //! As there, the program runs itself on the nodes and calls the plugin from there; a pod is a namespace.
 
-use std::fs;
 use std::io::stdin;
-use std::ops::Range;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
-use serde_json::{Value, json};
-use weft_conformance::run;
+use serde_json::json;
 
-use crate::cni::{CniPod, FIRST_PORT};
+use crate::cni::{FIRST_PORT, Home, Running};
 use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
 use crate::{Nodes, weft_node};
@@ -66,58 +61,26 @@ pub(crate) fn measure(_: &Nodes) -> Table {
     table
 }
 
-/// The other side of [`OnNode`]: serves until stdin ends. Each pod has a number of its own: the kernel ends the links of a namespace a moment
-/// after it, and their names are made of the pod's.
+/// The other side of [`OnNode`]: serves until stdin ends.
 pub(crate) fn serve(node: &Path) {
-    let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
-    let network: Value = serde_json::from_str(&network).expect("the network is JSON");
-    let plugins = node.join("cni/bin");
-    let mut numbers = 0..;
-    let mut run_pod = |ports: Range<u16>| {
-        let number = numbers.next().expect("numbers do not end");
-        let pod = CniPod::new(&network, &plugins, number, ports);
-        run(Command::new("ip").args(["netns", "add", &pod.name]));
-        let (took, result) = pod.add();
-        Running { pod, result, add: took }
-    };
-    let mut residents: Vec<Running<'_>> = Vec::new();
+    let (home, mut numbers, mut residents) = (Home::of(node), 0.., Vec::new());
+    let mut run = |ports| home.run(numbers.next().expect("numbers do not end"), ports);
     for line in stdin().lines() {
         let line = line.expect("read from stdin");
         let times = match (line.as_str(), line.strip_prefix("fill ")) {
             (_, Some(ports)) => {
                 let ports: u16 = ports.parse().expect("a number of ports");
                 let first = |pod| FIRST_PORT + 1 + pod * ports;
-                residents.extend((0..POPULATION).map(|pod| run_pod(first(pod)..first(pod + 1))));
+                residents.extend((0..POPULATION).map(|pod| run(first(pod)..first(pod + 1))));
                 vec![]
             }
             ("pod", None) => {
-                let pod = run_pod(FIRST_PORT..FIRST_PORT + 1);
-                let add = millis(&pod.add);
-                vec![add, pod.end()]
+                let pod = run(FIRST_PORT..FIRST_PORT + 1);
+                vec![pod.add, pod.end()]
             }
             ("empty", None) => residents.drain(..).map(Running::end).collect(),
             _ => panic!("{line}: want fill PORTS, pod or empty"),
         };
         println!("{}", json!(times));
     }
-}
-
-struct Running<'a> {
-    pod: CniPod<'a>,
-    result: Value,
-    /// How long each plugin took.
-    add: Vec<Duration>,
-}
-
-impl Running<'_> {
-    /// How long DEL took.
-    fn end(self) -> f64 {
-        let del = millis(&self.pod.del(&self.result));
-        run(Command::new("ip").args(["netns", "del", &self.pod.name]));
-        del
-    }
-}
-
-fn millis(times: &[Duration]) -> f64 {
-    times.iter().sum::<Duration>().as_secs_f64() * 1e3
 }

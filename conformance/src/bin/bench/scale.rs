@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use weft_conformance::{run, wait_until};
 
 use crate::Nodes;
-use crate::cni::CniPod;
+use crate::cni::{CniPod, Home};
 use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
 use crate::tcp::netbench;
@@ -103,11 +103,8 @@ fn look(there: &mut OnNode, size: &mut Size) {
 
 /// The other side of [`OnNode`]: serves until stdin ends.
 pub(crate) fn serve(node: &Path) {
-    let network = fs::read_to_string(node.join("cni/net.d/10-pods.conflist")).expect("read the network");
-    let network: Value = serde_json::from_str(&network).expect("the network is JSON");
-    let plugins = node.join("cni/bin");
-    let mut crowd =
-        Crowd { network: &network, plugins: &plugins, residents: Vec::new(), next: 0, server: None };
+    let home = Home::of(node);
+    let mut crowd = Crowd { home: &home, residents: Vec::new(), next: 0, server: None };
     for line in stdin().lines() {
         let line = line.expect("read from stdin");
         let mut words = line.split(' ');
@@ -125,8 +122,7 @@ pub(crate) fn serve(node: &Path) {
 
 /// The node's pods.
 struct Crowd<'a> {
-    network: &'a Value,
-    plugins: &'a Path,
+    home: &'a Home,
     residents: Vec<(CniPod<'a>, Value)>,
     next: usize,
     /// In the first resident.
@@ -136,7 +132,7 @@ struct Crowd<'a> {
 impl<'a> Crowd<'a> {
     fn new_pod(&mut self) -> CniPod<'a> {
         self.next += 1;
-        CniPod::new(self.network, self.plugins, self.next, 0..0)
+        self.home.pod(self.next, 0..0)
     }
 
     fn fill(&mut self, pods: usize) -> Vec<f64> {
