@@ -7,7 +7,7 @@
 //! | `pairs COUNT` | a pod leases and releases an address of each family, so many times | of each time, how long it took |
 //! | `opened COUNT` | the same, but the store is opened for every lease and every release, and closed after it | the same |
 //! | `during MS` | `pairs` for so many milliseconds | `[TIMES]` |
-//! | `openings COUNT START EVERY` | at START, and every EVERY from then on: the store is opened and an address of each family leased. START is since the epoch, in ns, EVERY in ns | of each time, how long it took |
+//! | `openings COUNT START EVERY` | at START, and every EVERY from then on: the store is opened and an address of each family leased, and released in the middle of the time. START is since the epoch, in ns, EVERY in ns | of each time, how long it took |
 //!
 //! By hand: `echo 'pairs 1000' | cargo run --release -p weft-ipam --example lease -- /run/try`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and stops at the first error")]
@@ -90,8 +90,11 @@ impl Bench {
 
     fn openings(&self, count: u64, start: u64, every: u64) -> Vec<f64> {
         let opening = |number| {
-            wait_until(UNIX_EPOCH + Duration::from_nanos(start + number * every));
+            let at = start + number * every;
+            wait_until(at);
             let took = micros(|| self.lease(&self.open(), &self.owner));
+            // When the others have leased.
+            wait_until(at + every / 2);
             self.release(&self.open());
             took
         };
@@ -127,7 +130,9 @@ fn micros(what: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64() * 1e6
 }
 
-fn wait_until(moment: SystemTime) {
+/// Nanoseconds since the epoch.
+fn wait_until(moment: u64) {
+    let moment = UNIX_EPOCH + Duration::from_nanos(moment);
     while let Ok(left) = moment.duration_since(SystemTime::now()) {
         park_timeout(left);
     }

@@ -144,8 +144,11 @@ func (b *bench) during(span time.Duration) []float64 {
 
 func (b *bench) openings(count, start, every int64) (took []float64) {
 	for number := range count {
-		time.Sleep(time.Until(time.Unix(0, start+number*every)))
+		at := time.Unix(0, start+number*every)
+		time.Sleep(time.Until(at))
 		took = append(took, repeat(1, b.leaseOpened)...)
+		// When the others have leased.
+		time.Sleep(time.Until(at.Add(time.Duration(every / 2))))
 		b.releaseOpened()
 	}
 	return took

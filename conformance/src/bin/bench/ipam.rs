@@ -30,7 +30,7 @@ const TURN: Duration = Duration::from_millis(300);
 const FEW: u64 = 10;
 const MANY: u64 = 60_000;
 /// How often all processes open the store at the same time, and the time from one to the next, in which all are done.
-const OPENINGS: [(u64, Duration); 2] = [(250, Duration::from_millis(4)), (20, Duration::from_millis(300))];
+const OPENINGS: [(u64, Duration); 2] = [(250, Duration::from_millis(8)), (20, Duration::from_millis(400))];
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
     let both = [&nodes.weft, &nodes.reference];
