@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use weft_conformance::{ContainerSpec, Node, Pod, PodSpec, image};
 
 use crate::report::Table;
-use crate::{Nodes, end};
+use crate::{Nodes, end, in_parallel};
 
 const PODS: usize = 100;
 /// The collector has its rounds, so many of them.
@@ -28,7 +28,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     thread::park_timeout(WINDOW);
     let after = both.map(spent);
     let seconds = begin.elapsed().as_secs_f64();
-    pods.into_iter().for_each(end);
+    in_parallel(pods, end);
     let text = format!(
         "Processor time of {PODS} pods with one sleeping container each, in ms per second, over {:.0} seconds in which containerd asks for \
          the counters of each pod and container every second.",
@@ -50,7 +50,7 @@ fn fill(node: &Node) -> Vec<Pod<'_>> {
         pod.run(&ContainerSpec::new("main", image::BUSYBOX).command(&["sleep", "3600"]));
         pod
     };
-    (0..PODS).map(run).collect()
+    in_parallel((0..PODS).collect(), run)
 }
 
 /// Nanoseconds that the node's processes of each kind have had so far.

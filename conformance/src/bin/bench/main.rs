@@ -36,6 +36,7 @@ mod waits;
 use std::env;
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use weft_conformance::{Node, NodeSpec, Pod, PodSpec, Subject};
 
@@ -48,6 +49,8 @@ runc and a pause container, and the CNI project's bridge, host-local and portmap
 and pid namespaces of their own, with an address of either IP version per pod.
 ";
 
+/// Calls at a time while pods come and go that are not timed.
+const PARALLEL: usize = 8;
 /// Where charts are, as seen from the page.
 const CHARTS: &str = "benchmarks";
 
@@ -144,6 +147,20 @@ fn weft_node(env: &[(&str, &str)]) -> Node {
 fn end(pod: Pod<'_>) {
     pod.stop();
     pod.remove();
+}
+
+/// The same for each, several at a time, for what is not timed. The results are in any order.
+fn in_parallel<T: Send, R: Send>(mut all: Vec<T>, each: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let share = all.len().div_ceil(PARALLEL).max(1);
+    thread::scope(|scope| {
+        let each = &each;
+        let mut threads = Vec::new();
+        while !all.is_empty() {
+            let part = all.split_off(all.len().saturating_sub(share));
+            threads.push(scope.spawn(move || part.into_iter().map(each).collect::<Vec<R>>()));
+        }
+        threads.into_iter().flat_map(|thread| thread.join().expect("a part is done")).collect()
+    })
 }
 
 fn write(page: &Page) {

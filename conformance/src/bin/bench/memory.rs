@@ -3,18 +3,14 @@
 //! Kernel memory (namespaces, links, map entries, cgroups) is not in it. Pages that shims share count by their share (PSS), so a pod
 //! alone looks dear and the hundredth cheap: told is the slope, from a node of a few pods to a full one.
 
-use std::thread;
-
 use weft_conformance::{ContainerSpec, Held, Node, Pod, PodSpec, image};
 
 use crate::report::Table;
-use crate::{Nodes, end};
+use crate::{Nodes, end, in_parallel};
 
 /// From so many pods to so many.
 const FEW: usize = 10;
 const MANY: usize = 200;
-/// Calls at a time while pods come and go, which is not timed.
-const PARALLEL: usize = 8;
 /// In each container: left out, for it is the same for all.
 const PAYLOAD: &str = "sleep";
 
@@ -122,18 +118,4 @@ fn bring_second(pods: &[Pod<'_>]) {
     in_parallel(pods.iter().collect(), |pod| {
         drop(pod.run(&ContainerSpec::new("main", image::BUSYBOX).command(&[PAYLOAD, "3600"])));
     });
-}
-
-/// The results in any order.
-fn in_parallel<T: Send, R: Send>(mut all: Vec<T>, each: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let share = all.len().div_ceil(PARALLEL).max(1);
-    thread::scope(|scope| {
-        let each = &each;
-        let mut threads = Vec::new();
-        while !all.is_empty() {
-            let part = all.split_off(all.len().saturating_sub(share));
-            threads.push(scope.spawn(move || part.into_iter().map(each).collect::<Vec<R>>()));
-        }
-        threads.into_iter().flat_map(|thread| thread.join().expect("a part is done")).collect()
-    })
 }
