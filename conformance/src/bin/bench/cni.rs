@@ -27,7 +27,7 @@ pub(crate) const FIRST_PORT: u16 = 20_000;
 const PODS: usize = 50;
 /// Pods with host ports: how many ports, how many pods per arm, and what is expected of ADD and of DEL.
 const WITH_PORTS: [(u16, usize, [Option<f64>; 2]); 2] =
-    [(1, 20, [Some(30.0), Some(60.0)]), (200, 3, [Some(200.0), None])];
+    [(1, 20, [Some(30.0), Some(60.0)]), (200, 9, [Some(200.0), None])];
 /// What is measured of every pod.
 const OPERATIONS: [(&str, Option<f64>); 4] = [
     ("ADD", Some(18.0)),
