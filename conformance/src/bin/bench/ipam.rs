@@ -53,9 +53,9 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
 fn table() -> Table {
     let text = format!(
         "An address of either version leased, and both released, in the store alone: no process is started for it and no configuration read. \
-         The reference is host-local's own allocator and store. Medians; of each of {PROCESSES} processes too, where that is said. Both are on \
-         a tmpfs. weft commits each of the two as a transaction, and syncs it (fdatasync); host-local writes a file for an \
-         address, and syncs nothing. {FULL} pods are what kubelet allows by default."
+         The reference is host-local's own allocator and store. Medians. Both stores are on a tmpfs. weft commits a transaction for \
+         the leases and one for their release, and syncs each (fdatasync); host-local writes a file for each address, and syncs nothing. {FULL} pods \
+         are what kubelet allows by default."
     );
     Table::new("IPAM", text, &["lease + release", "weft", "reference", "ratio", "expected", "reached"])
 }
