@@ -44,9 +44,16 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     let mut arms = [&nodes.weft, &nodes.reference].map(|node| OnNode::start(node, ON_NODE, &[]));
     let [first, _] = arms.each_mut().map(|arm| cycle(arm, 0));
     let residents = nodes.residents();
-    let bare = in_turn(&mut arms, 0, PODS);
-    let floor: Samples = (0..PODS).map(|_| arms[0].ask::<[f64; 1]>(FLOOR)[0]).collect();
-    let with_ports = WITH_PORTS.map(|(ports, pods, least)| (ports, in_turn(&mut arms, ports, pods), least));
+    let (mut bare, mut floor) = (Both::default(), Samples::default());
+    for pod in 0..PODS {
+        in_turn(&mut arms, 0, pod, &mut bare);
+        floor.push(arms[0].ask::<[f64; 1]>(FLOOR)[0]);
+    }
+    let with_ports = WITH_PORTS.map(|(ports, pods, least)| {
+        let mut both = Both::default();
+        (0..pods).for_each(|pod| in_turn(&mut arms, ports, pod, &mut both));
+        (ports, both, least)
+    });
     arms.into_iter().for_each(OnNode::end);
     residents.into_iter().for_each(end);
     let text = format!(
@@ -72,22 +79,23 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     let ratio = bare[0][0].median() / floor.median();
     let cells = [&bare[0][0], &floor].map(|samples| format!("{:.2}", samples.median()));
     let [add, floor] = cells;
-    table.bounded(vec!["ADD / floor, medians".to_owned(), add, floor, "–".to_owned()], ratio, ratio, 1.4);
+    table.bounded(
+        vec!["ADD, and the floor as the reference".to_owned(), add, floor, "–".to_owned()],
+        ratio,
+        ratio,
+        1.4,
+    );
     table
 }
 
-/// Times of pods with so many host ports, the arms taking turns.
-fn in_turn(arms: &mut [OnNode; 2], ports: u16, pods: usize) -> Both {
-    let mut samples = Both::default();
-    for pod in 0..pods {
-        for turn in 0..2 {
-            let arm = (pod + turn) % 2;
-            for (samples, time) in samples.iter_mut().zip(cycle(&mut arms[arm], ports)) {
-                samples[arm].push(time);
-            }
+/// Adds the times of a pod of each arm, with so many host ports; the number of the pod tells whose turn is first.
+fn in_turn(arms: &mut [OnNode; 2], ports: u16, pod: usize, both: &mut Both) {
+    for turn in 0..2 {
+        let arm = (pod + turn) % 2;
+        for (samples, time) in both.iter_mut().zip(cycle(&mut arms[arm], ports)) {
+            samples[arm].push(time);
         }
     }
-    samples
 }
 
 /// The times of a new pod with so many host ports, in ms.

@@ -53,20 +53,25 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
 fn table() -> Table {
     let text = format!(
         "An address of either version leased, and both released, in the store alone: no process is started for it and no configuration read. \
-         The reference is host-local's own allocator and store. Medians. Both stores are on a tmpfs. weft commits a transaction for \
+         The reference is host-local's own allocator and store. Both stores are on a tmpfs. weft commits a transaction for \
          the leases and one for their release, and syncs each (fdatasync); host-local writes a file for each address, and syncs nothing. {FULL} pods \
          are what kubelet allows by default."
     );
-    Table::new("IPAM", text, &["lease + release", "weft", "reference", "ratio", "expected", "reached"])
+    Table::new(
+        "IPAM",
+        text,
+        &["median (90th percentile)", "weft", "reference", "ratio", "expected", "reached"],
+    )
 }
 
 fn durations(table: &mut Table, what: &str, samples: &[Samples; 2], least: Option<f64>) {
     let [weft, reference] = samples.each_ref().map(Samples::median);
-    table.row(cells(what, weft, reference), reference / weft, least);
+    table.row(cells(what, samples), reference / weft, least);
 }
 
-fn cells(what: &str, weft: f64, reference: f64) -> Vec<String> {
-    vec![what.to_owned(), format!("{weft:.1}"), format!("{reference:.1}")]
+fn cells(what: &str, samples: &[Samples; 2]) -> Vec<String> {
+    let [weft, reference] = samples.each_ref().map(|times| times.with_p90(1));
+    vec![what.to_owned(), weft, reference]
 }
 
 /// What eight processes do at once in one store.
@@ -86,20 +91,21 @@ fn together(table: &mut Table, both: [&Node; 2]) {
     arms.into_iter().flatten().for_each(OnNode::end);
     let [weft, reference] = per_second.each_ref().map(Samples::median);
     let what = format!("{PROCESSES} processes, {FULL} pods present (1/s)");
-    table.row(cells(&what, weft, reference), weft / reference, Some(100.0));
+    table.row(cells(&what, &per_second), weft / reference, Some(100.0));
     let at = |what: &str| format!("opened and leased, {PROCESSES} at once, {what} (µs)");
     durations(table, &at("median"), &openings, None);
     let [weft, reference] = openings.each_ref().map(Samples::p99);
-    table.bounded(cells(&at("99th percentile"), weft, reference), reference / weft, weft, 1000.0);
+    let tails = [at("99th percentile"), format!("{weft:.1}"), format!("{reference:.1}")];
+    table.bounded(tails.to_vec(), reference / weft, weft, 1000.0);
 }
 
 /// weft with few leases in the store and with many.
 fn flat(table: &mut Table, node: &Node) {
     let sizes = [("few", FEW), ("many", MANY)].map(|(store, pods)| filled(node, store, pods));
-    let samples = in_turn(sizes, "pairs", [PAIRS[0]; 2]);
-    let [few, many] = samples.each_ref().map(Samples::median);
+    let [few, many] = in_turn(sizes, "pairs", [PAIRS[0]; 2]);
+    let ratio = many.median() / few.median();
     let what = format!("weft alone, {MANY} pods present, and {FEW} as the reference (µs)");
-    table.bounded(cells(&what, many, few), few / many, many / few, 1.2);
+    table.bounded(cells(&what, &[many, few]), ratio, ratio, 1.2);
 }
 
 /// Which of two has its turn.

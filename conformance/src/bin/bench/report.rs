@@ -32,6 +32,11 @@ impl Samples {
         self.at(0.9)
     }
 
+    /// The median and the spread.
+    pub(crate) fn with_p90(&self, decimals: usize) -> String {
+        format!("{:.decimals$} ({:.decimals$})", self.median(), self.p90())
+    }
+
     pub(crate) fn p99(&self) -> f64 {
         self.at(0.99)
     }

@@ -63,16 +63,16 @@ fn table(few: &Size, many: &Size, reclaimed: f64, one_by_one: &Samples) -> Table
          the deletion of one pair of links that is waited for.",
         MANY - FEW
     );
-    let header = ["medians", "10 pods", "1,000 pods", "ratio", "expected", "reached"];
+    let header = ["median (90th percentile)", "10 pods", "1,000 pods", "ratio", "expected", "reached"];
     let mut table = Table::new("Scale", text, &header);
     let cells =
-        |what: &str, few: f64, many: f64| vec![what.to_owned(), format!("{few:.2}"), format!("{many:.2}")];
+        |what: &str, few: &Samples, many: &Samples| vec![what.to_owned(), few.with_p90(2), many.with_p90(2)];
     for (what, few, many) in [("ADD (ms)", &few.add, &many.add), ("DEL (ms)", &few.del, &many.del)] {
-        let [few, many] = [few, many].map(Samples::median);
-        table.bounded(cells(what, few, many), many / few, many / few, 1.15);
+        let ratio = many.median() / few.median();
+        table.bounded(cells(what, few, many), ratio, ratio, 1.15);
     }
-    let [few, many] = [&few.per_second, &many.per_second].map(Samples::median);
-    table.row(cells("request/response (1/s)", few, many), many / few, Some(0.97));
+    let (few, many) = (&few.per_second, &many.per_second);
+    table.row(cells("request/response (1/s)", few, many), many.median() / few.median(), Some(0.97));
     let singly = one_by_one.median() * (MANY - FEW) as f64;
     let reclaim = vec![
         "reclaimed one by one, and together (ms)".to_owned(),
