@@ -31,6 +31,11 @@ fn every_kind_of_measurement_gives_numbers() {
         }
         let result = client(&["stream", "--count", "100"]);
         assert_eq!(result["bytes"], 100 * 128 * 1024);
+        assert!(
+            result["cpu_seconds"].as_f64() < result["seconds"].as_f64().map(|s| s * 1.1),
+            "one processor: {result}"
+        );
+        assert!(result["cpu_seconds"].as_f64() > Some(0.0));
         assert!(client(&["rr", "--seconds", "0.1"])["per_second"].as_f64() > Some(0.0));
         drop(server);
     }

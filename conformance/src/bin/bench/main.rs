@@ -2,10 +2,11 @@
 //!
 //! The measurements: the CNI plugins alone ([`cni`]), what they wait for ([`waits`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
-//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), and TCP between two pods ([`tcp`]). The tables are printed and written to docs/benchmarks.md, with a chart of each ([`chart`]) and the figure
+//! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), TCP between two pods ([`tcp`]) and out
+//! of the node ([`uplink`]). The tables are printed and written to docs/benchmarks.md, with a chart of each ([`chart`]) and the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
-//! `bench cni waits cri burst task memory idle scale ipam ports tcp` measures what is named, and writes no file.
+//! `bench tcp uplink`, or other names of [`MEASUREMENTS`], measures what is named, and writes no file.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -31,6 +32,8 @@ mod scale;
 mod shim;
 mod task;
 mod tcp;
+mod traffic;
+mod uplink;
 mod waits;
 
 use std::env;
@@ -88,7 +91,7 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 11] = [
+const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("cni", cni::measure),
     ("waits", waits::measure),
     ("cri", cri::measure),
@@ -100,6 +103,7 @@ const MEASUREMENTS: [(&str, Measurement); 11] = [
     ("ipam", ipam::measure),
     ("ports", ports::measure),
     ("tcp", tcp::measure),
+    ("uplink", uplink::measure),
 ];
 
 /// What `make bench` leaves in docs/.
@@ -137,7 +141,10 @@ fn measure(wanted: &[&str]) -> Page {
 
 /// weft's state is on /run, as by default: leases are synced, which a disk makes slow. runc's and the reference's are there as well.
 fn weft_node(env: &[(&str, &str)]) -> Node {
-    let mut spec = NodeSpec::new(Subject::Weft);
+    start_weft(NodeSpec::new(Subject::Weft), env)
+}
+
+fn start_weft(mut spec: NodeSpec, env: &[(&str, &str)]) -> Node {
     let state = [("WEFT_RUN_DIR", "/run/weft"), ("WEFT_RUNTIME_ROOT", "/run/weft/runtime")];
     spec.env.extend(state.iter().chain(env).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     Node::start_with(spec)

@@ -28,6 +28,16 @@ impl Samples {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
 
+    /// What each is of the one of `others` that was measured in the same round.
+    pub(crate) fn ratios(&self, others: &Self) -> Self {
+        assert_eq!(self.0.len(), others.0.len(), "both were measured in every round");
+        self.0.iter().zip(&others.0).map(|(one, other)| one / other).collect()
+    }
+
+    pub(crate) fn p10(&self) -> f64 {
+        self.at(0.1)
+    }
+
     pub(crate) fn p90(&self) -> f64 {
         self.at(0.9)
     }

@@ -16,7 +16,7 @@ use crate::Nodes;
 use crate::cni::{CniPod, Home};
 use crate::on_node::OnNode;
 use crate::report::{Samples, Table};
-use crate::tcp::netbench;
+use crate::traffic::netbench;
 use crate::weft_node;
 
 /// The word that tells the program that it runs on a node; the directory of the node follows.

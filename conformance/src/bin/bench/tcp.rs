@@ -1,148 +1,88 @@
-//! TCP between two pods of a node, by `netbench`: weft, weft without its eBPF programs, the reference's bridge, and for comparison
-//! both ends in one pod over its loopback. All arms take turns, each measurement is short, and there are many of them.
-
-use std::env;
-use std::path::PathBuf;
-use std::time::Duration;
+//! TCP between two pods of a node: weft beside both ends in one pod over its loopback, the reference's bridge, and weft without its
+//! eBPF programs. Every node masquerades and has a pod with a thousand host ports.
 
 use serde_json::Value;
-use weft_conformance::{Background, Node, Pod, PodSpec, run, wait_until};
+use weft_conformance::{Node, Pod, PodSpec, Protocol, run};
 
-use crate::report::{Samples, Table};
+use crate::report::Table;
+use crate::traffic::{self, Arm, Figure, Place, Traffic, Wanted, bytes_per_cpu};
 use crate::{Nodes, end, weft_node};
 
 /// Measurements of every kind per arm.
-const ROUNDS: usize = 9;
-const PORT: &str = "7000";
-/// The server stays where it is; the client sits beside it or on another processor.
-const SERVER_CPU: &str = "1";
-const OTHER_CPU: &str = "0";
+const ROUNDS: usize = 15;
+const PORTS: u16 = 1000;
 
-struct Kind {
-    what: &'static str,
-    /// What netbench is asked for, and the figure that is wanted of its answer.
-    arguments: [&'static str; 3],
-    figure: &'static str,
-    client_cpu: &'static str,
-    /// Of loopback.
-    least: Option<f64>,
-}
-
-/// Connections are few: each leaves a port of the client's that cannot be used again for a minute.
-const KINDS: [Kind; 6] = [
-    Kind {
-        what: "request/response, two CPUs (1/s)",
-        arguments: ["rr", "--seconds", "1"],
-        figure: "per_second",
-        client_cpu: OTHER_CPU,
-        least: Some(0.93),
+/// Beside loopback, bridge and routed. Connections are few: each leaves a port of the client's that cannot be used again for a minute.
+const KINDS: [Traffic; 3] = [
+    Traffic {
+        arguments: ["rr", "--seconds", "0.5"],
+        figures: &[
+            Figure {
+                what: "request/response (1/s)",
+                read: |answer| answer["per_second"].as_f64(),
+                wanted: &[Wanted::Least(0.97), Wanted::Least(1.2), Wanted::Nothing],
+            },
+            Figure {
+                what: "its 99th percentile (µs)",
+                read: |answer| answer["p99_us"].as_f64(),
+                wanted: &[Wanted::Most(1.1), Wanted::Nothing, Wanted::Nothing],
+            },
+        ],
     },
-    Kind {
-        what: "request/response, one CPU (1/s)",
-        arguments: ["rr", "--seconds", "1"],
-        figure: "per_second",
-        client_cpu: SERVER_CPU,
-        least: Some(0.93),
-    },
-    Kind {
-        what: "connect/request/response, two CPUs (1/s)",
+    Traffic {
         arguments: ["crr", "--count", "3000"],
-        figure: "per_second",
-        client_cpu: OTHER_CPU,
-        least: None,
+        figures: &[Figure {
+            what: "connect/request/response (1/s)",
+            read: |answer| answer["per_second"].as_f64(),
+            wanted: &[Wanted::Least(0.95), Wanted::Least(1.6), Wanted::Nothing],
+        }],
     },
-    Kind {
-        what: "connect/request/response, one CPU (1/s)",
-        arguments: ["crr", "--count", "3000"],
-        figure: "per_second",
-        client_cpu: SERVER_CPU,
-        least: None,
-    },
-    Kind {
-        what: "one stream, two CPUs (Gbit/s)",
-        arguments: ["stream", "--seconds", "1"],
-        figure: "gbit_per_second",
-        client_cpu: OTHER_CPU,
-        least: None,
-    },
-    Kind {
-        what: "one stream, one CPU (Gbit/s)",
-        arguments: ["stream", "--seconds", "1"],
-        figure: "gbit_per_second",
-        client_cpu: SERVER_CPU,
-        least: None,
+    Traffic {
+        arguments: ["stream", "--seconds", "0.5"],
+        figures: &[
+            Figure {
+                what: "one stream (Gbit/s)",
+                read: |answer| answer["gbit_per_second"].as_f64(),
+                wanted: &[Wanted::Least(0.9), Wanted::Least(1.3), Wanted::Nothing],
+            },
+            Figure {
+                what: "its GB per second of a CPU",
+                read: bytes_per_cpu,
+                wanted: &[Wanted::Least(0.9), Wanted::Least(1.3), Wanted::Nothing],
+            },
+        ],
     },
 ];
 
-/// A server, and the pod that its clients run in.
-struct Arm<'n> {
-    client: &'n Pod<'n>,
-    address: String,
-    server: Background,
-}
-
 pub(crate) fn measure(nodes: &Nodes) -> Table {
     let stack = weft_node(&[("WEFT_FAST_PATH", "false")]);
-    let pods = [&nodes.weft, &stack, &nodes.reference].map(Pair::run);
+    let all = [&nodes.weft, &nodes.reference, &stack];
+    let ports = all.map(|node| node.run_pod(&with_ports()));
+    let pods = all.map(Pair::run);
     let redirected_before = [&nodes.weft, &stack].map(redirected);
-    let [weft, routed, bridge] = pods.each_ref();
-    let arms = [
-        Arm::start(&weft.client, &weft.client, "127.0.0.1".to_owned()),
-        weft.arm(),
-        routed.arm(),
-        bridge.arm(),
-    ];
-    let mut samples: [[Samples; 4]; KINDS.len()] = Default::default();
-    for round in 0..ROUNDS {
-        for (kind, samples) in KINDS.iter().zip(&mut samples) {
-            for turn in 0..arms.len() {
-                let arm = (round + turn) % arms.len();
-                samples[arm].push(arms[arm].measure(kind));
-            }
-        }
-    }
+    let [weft, bridge, routed] = pods.each_ref();
+    let loopback = Arm::start("loopback", place(&weft.client), &place(&weft.client), "127.0.0.1".to_owned());
+    let arms = [weft.arm("weft"), loopback, bridge.arm("bridge"), routed.arm("routed")];
+    let measured = traffic::measure(&arms, &KINDS, ROUNDS);
     let redirected_after = [&nodes.weft, &stack].map(redirected);
     assert!(redirected_after[0] > redirected_before[0], "packets took the fast path where there is one");
     assert_eq!(redirected_after[1], redirected_before[1], "no packet took a fast path that is switched off");
-    for arm in arms {
-        drop(arm.server);
-    }
-    for pair in pods {
-        [pair.client, pair.server].into_iter().for_each(end);
-    }
+    let text = format!(
+        "Over IPv4; medians of {ROUNDS} rounds, in each of which every arm is measured once, and the median of the rounds' ratios. The \
+         server is pinned to a processor, the client to another or to the same. Each node masquerades, and has a pod with {PORTS} host \
+         ports. Loopback: both ends in one pod. Routed: weft with `fast_path = false`, a routed veth without eBPF. The time of a CPU \
+         is what client, server and ksoftirqd have used, softirqs included."
+    );
+    let table = traffic::table("TCP", text, &arms, &KINDS, &measured);
+    drop(arms);
+    pods.into_iter().flat_map(|pair| [pair.client, pair.server]).chain(ports).for_each(end);
     stack.finish();
-    table(&samples)
+    table
 }
 
-fn table(samples: &[[Samples; 4]; KINDS.len()]) -> Table {
-    let text = format!(
-        "Over IPv4; medians of {ROUNDS} measurements. The server is pinned to a processor, the client to another or to the same. \
-         Loopback: both ends in one pod. Routed: weft with `fast_path = false`, a routed veth without eBPF."
-    );
-    let header = [
-        "TCP between two pods",
-        "loopback",
-        "weft",
-        "routed",
-        "bridge",
-        "routed / loopback",
-        "bridge / loopback",
-        "weft / bridge",
-        "weft / loopback",
-        "expected",
-        "reached",
-    ];
-    let mut table = Table::new("TCP", text, &header);
-    for (kind, samples) in KINDS.iter().zip(samples) {
-        let [loopback, weft, routed, bridge] = samples.each_ref().map(Samples::median);
-        let decimals = usize::from(kind.figure == "gbit_per_second");
-        let mut cells = vec![kind.what.to_owned()];
-        cells.extend([loopback, weft, routed, bridge].map(|value| format!("{value:.decimals$}")));
-        cells
-            .extend([routed / loopback, bridge / loopback, weft / bridge].map(|ratio| format!("{ratio:.2}")));
-        table.row(cells, weft / loopback, kind.least);
-    }
-    table
+/// A pod that is not spoken to: its ports are there.
+fn with_ports() -> PodSpec {
+    (0..PORTS).fold(PodSpec::new("ports"), |spec, port| spec.host_port(Protocol::Tcp, 20_000 + port, 80))
 }
 
 /// Two pods of a node.
@@ -153,42 +93,19 @@ struct Pair<'n> {
 
 impl<'n> Pair<'n> {
     fn run(node: &'n Node) -> Self {
-        let client = node.run_pod(&PodSpec::new("tcp-client"));
-        // Room for the ports that are waiting to be free again.
-        let range = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range";
-        run(client.command("sh").args(["-c", range]));
-        Self { client, server: node.run_pod(&PodSpec::new("tcp-server")) }
+        Self {
+            client: node.run_pod(&PodSpec::new("tcp-client")),
+            server: node.run_pod(&PodSpec::new("tcp-server")),
+        }
     }
 
-    fn arm(&self) -> Arm<'_> {
-        Arm::start(&self.client, &self.server, self.server.ipv4().to_string())
-    }
-}
-
-impl<'n> Arm<'n> {
-    fn start(client: &'n Pod<'n>, server: &Pod<'_>, address: String) -> Self {
-        let at = ["server", "--addr", &address, "--port", PORT, "--cpu", SERVER_CPU];
-        let process = Background::start(server.command(netbench()).args(at));
-        wait_until(Duration::from_secs(10), "the server listens", || {
-            run(server.command("ss").args(["-ltnH"])).contains(&format!("{address}:{PORT}"))
-        });
-        Self { client, address, server: process }
-    }
-
-    fn measure(&self, kind: &Kind) -> f64 {
-        let mut command = self.client.command(netbench());
-        command.arg("client").args(kind.arguments);
-        command.args(["--addr", &self.address, "--port", PORT, "--cpu", kind.client_cpu]);
-        let answer: Value = serde_json::from_str(&run(&mut command)).expect("netbench prints JSON");
-        answer[kind.figure].as_f64().expect("netbench prints the figure")
+    fn arm(&self, name: &'static str) -> Arm<'_> {
+        Arm::start(name, place(&self.client), &place(&self.server), self.server.ipv4().to_string())
     }
 }
 
-/// The program beside this one.
-pub(crate) fn netbench() -> PathBuf {
-    let path = env::current_exe().expect("the path of this program").with_file_name("netbench");
-    assert!(path.exists(), "{} is not built: cargo build -p weft-conformance --bins", path.display());
-    path
+pub(crate) fn place<'p>(pod: &'p Pod<'_>) -> Place<'p> {
+    Box::new(|program| pod.command(program))
 }
 
 /// Packets that went straight from one pod into another; none where nothing counts them.
