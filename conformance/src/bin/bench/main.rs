@@ -3,7 +3,8 @@
 //! The measurements: the CNI plugins alone ([`cni`]), what they wait for ([`waits`]), a pod's life as CRI tells it ([`cri`]), many at once ([`burst`]), a
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
 //! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), TCP between two pods ([`tcp`]) and out
-//! of the node ([`uplink`]). The tables are printed and written to docs/benchmarks.md, with a chart of each ([`chart`]) and the figure
+//! of the node ([`uplink`]), and what their traffic loses when programs are replaced ([`replace`]). The tables are printed and written to docs/benchmarks.md,
+//! with a chart of each ([`chart`]) and the figure
 //! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
 //!
 //! `bench tcp uplink`, or other names of [`MEASUREMENTS`], measures what is named, and writes no file.
@@ -27,6 +28,7 @@ mod machine;
 mod memory;
 mod on_node;
 mod ports;
+mod replace;
 mod report;
 mod scale;
 mod shim;
@@ -91,7 +93,7 @@ fn main() {
 
 type Measurement = fn(&Nodes) -> Table;
 
-const MEASUREMENTS: [(&str, Measurement); 12] = [
+const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("cni", cni::measure),
     ("waits", waits::measure),
     ("cri", cri::measure),
@@ -104,6 +106,7 @@ const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("ports", ports::measure),
     ("tcp", tcp::measure),
     ("uplink", uplink::measure),
+    ("replace", replace::measure),
 ];
 
 /// What `make bench` leaves in docs/.
