@@ -224,14 +224,14 @@ fn replace_all(dir: &Path) -> Result<(), Error> {
             let name = index_name(ifindex);
             // A pod that is being attached has no filter yet, and will be given the new one.
             if tc.find(ifindex, direction).map_err(on("read filter", &name))?.is_some_and(|f| f.is_ours()) {
-                replace(&tc, ifindex, &name, direction, &program)?;
+                swap(&tc, ifindex, &name, direction, &program)?;
             }
         }
     }
     Ok(())
 }
 
-/// Replace our filter; a link or filter that is gone by now needs none.
+/// Replace our filter, or none.
 fn replace(
     tc: &Tc,
     ifindex: u32,
@@ -243,10 +243,21 @@ fn replace(
         Some(filter) if !filter.is_ours() => {
             Err(Error::ForeignFilter { link: link.to_owned(), direction, owner: filter.name })
         }
-        _ => match tc.replace(ifindex, direction, program.as_fd()) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
-            Err(errno) => Err(on("replace filter", link)(errno)),
-        },
+        _ => swap(tc, ifindex, link, direction, program),
+    }
+}
+
+/// Put the program in the place of ours; a link or filter that is gone by now needs none.
+fn swap(
+    tc: &Tc,
+    ifindex: u32,
+    link: &str,
+    direction: Direction,
+    program: &aya::programs::ProgramFd,
+) -> Result<(), Error> {
+    match tc.replace(ifindex, direction, program.as_fd()) {
+        Ok(()) | Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
+        Err(errno) => Err(on("replace filter", link)(errno)),
     }
 }
 
