@@ -12,7 +12,7 @@ use crate::{Nodes, end, weft_node};
 const ROUNDS: usize = 15;
 const PORTS: u16 = 1000;
 
-/// Beside loopback, bridge and routed. Connections are few: each leaves a port of the client's that cannot be used again for a minute.
+/// Beside loopback, bridge and routed. Connections are few: each leaves a port of the client's that cannot be used again for a second.
 const KINDS: [Traffic; 3] = [
     Traffic {
         arguments: ["rr", "--seconds", "0.5"],

@@ -62,9 +62,10 @@ impl<'a> Arm<'a> {
         wait_until(Duration::from_secs(10), "the server listens", || {
             run(server(Path::new("ss")).args(["-ltnH"])).contains(&format!("{address}:{PORT}"))
         });
-        // Room for the ports that are waiting to be free again.
-        let range = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range";
-        run(client(Path::new("sh")).args(["-c", range]));
+        // A client's port waits for a minute until it is free, but over loopback for a second only (`tcp_tw_reuse` in ip-sysctl.rst),
+        // and the more of them wait, the longer is the search for one that does not.
+        let ports = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range; echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse";
+        run(client(Path::new("sh")).args(["-ec", ports]));
         Self { name, client, address, _server: process }
     }
 
