@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use futures_util::future::try_join;
-use weft_netns::{Error, Mac, NetNs, Netlink, Route, Veth};
+use weft_netns::{Error, Mac, NetNs, Netlink, PacketSizes, Route, Veth};
 
 const HOST_MAC: Mac = Mac::new([6, 0, 0, 0, 0, 1]);
 const POD_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
@@ -64,6 +64,7 @@ async fn attach(pod: &NetNs, round: u32) -> Result<[u128; STEPS.len()], Error> {
         name: format!("veth{round}").parse()?,
         mac: HOST_MAC,
         mtu: 1500,
+        packets: PacketSizes::default(),
         peer_name: "eth0".parse()?,
         peer_mac: POD_MAC,
         peer_ns: pod,

@@ -28,7 +28,7 @@ pub mod sysctl;
 pub use conntrack::{Connection, Flows};
 pub use counters::{LinkCounters, Traffic};
 pub use error::Error;
-pub use link::{Link, Veth};
+pub use link::{Link, PacketSizes, Veth};
 pub use name::{LinkName, Mac};
 pub use netfilter::{Changes, Netfilter};
 pub use netlink::Netlink;

@@ -21,6 +21,8 @@ pub struct Veth<'a> {
     pub mac: Mac,
     /// Of both ends, in bytes.
     pub mtu: u32,
+    /// Of both ends.
+    pub packets: PacketSizes,
     /// The other end, born in `peer_ns`. Both are born down: the peer cannot be born up (`veth_open` in the kernel's
     /// drivers/net/veth.c, `ENOTCONN`), and how a link makes addresses is said between its birth and its rise.
     pub peer_name: LinkName,
@@ -28,6 +30,27 @@ pub struct Veth<'a> {
     pub peer_mac: Mac,
     /// Where it is born.
     pub peer_ns: &'a NetNs,
+}
+
+/// The largest packets of IPv4, in bytes, that a link takes from the stack to be cut into frames later (GSO), and that are put together
+/// from frames that come (GRO). What is larger, the kernel cuts into frames at once (`gso_features_check` in net/core/dev.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PacketSizes {
+    /// What it takes.
+    pub gso: u32,
+    /// What is put together.
+    pub gro: u32,
+}
+
+impl PacketSizes {
+    /// What every link has until somebody raises it: what the length of an IPv4 packet can say (`GSO_LEGACY_MAX_SIZE`).
+    pub const USUAL: u32 = 65_536;
+}
+
+impl Default for PacketSizes {
+    fn default() -> Self {
+        Self { gso: Self::USUAL, gro: Self::USUAL }
+    }
 }
 
 /// What the kernel says of a link.
@@ -41,6 +64,8 @@ pub struct Link {
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
+    /// The usual ones where the kernel does not tell (before Linux 6.3).
+    pub packets: PacketSizes,
     /// Whether it is set up (`IFF_UP`).
     pub up: bool,
     /// `veth`, `dummy`, …; `None` for hardware and `lo`.
@@ -120,9 +145,9 @@ impl Netlink {
             object: format!("{} {}", veth.name, veth.peer_name),
             source,
         };
-        let mut peer = end(&veth.peer_name, veth.peer_mac, veth.mtu);
+        let mut peer = end(&veth.peer_name, veth.peer_mac, veth);
         peer.attributes.push(LinkAttribute::NetNsFd(veth.peer_ns.as_fd().as_raw_fd()));
-        let mut message = end(&veth.name, veth.mac, veth.mtu);
+        let mut message = end(&veth.name, veth.mac, veth);
         let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
         message.attributes.push(LinkAttribute::LinkInfo(info));
         let made = self.create(RouteNetlinkMessage::NewLink(message)).await.map_err(failed)?;
@@ -197,17 +222,22 @@ fn is_absent(err: &io::Error) -> bool {
     errno(err) == Some(nix::libc::ENODEV)
 }
 
-fn end(name: &LinkName, mac: Mac, mtu: u32) -> LinkMessage {
+fn end(name: &LinkName, mac: Mac, veth: &Veth<'_>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.as_str().to_owned()),
         LinkAttribute::Address(mac.bytes().to_vec()),
-        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Mtu(veth.mtu),
         // What a veth uses of the queues that it gets unasked, one for each processor, is one too; but giving the others up makes the
         // kernel wait for a grace period, for each end (`veth_init_queues` in drivers/net/veth.c).
         LinkAttribute::NumTxQueues(1),
         LinkAttribute::NumRxQueues(1),
     ];
+    // Older kernels pass over what they do not know.
+    let PacketSizes { gso, gro } = veth.packets;
+    let sizes = [(gso, LinkAttribute::GsoIpv4MaxSize(gso)), (gro, LinkAttribute::GroIpv4MaxSize(gro))];
+    let raised = sizes.into_iter().filter(|(size, _)| *size > PacketSizes::USUAL);
+    message.attributes.extend(raised.map(|(_, attribute)| attribute));
     message
 }
 
@@ -218,6 +248,7 @@ pub(crate) fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         mac: Mac::new([0; 6]),
         mtu: 0,
+        packets: PacketSizes::default(),
         up: message.header.flags.contains(LinkFlags::Up),
         kind: None,
         peer_index: None,
@@ -229,6 +260,8 @@ pub(crate) fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
                 link.mac = bytes.as_slice().try_into().map_or(link.mac, Mac::new)
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::GsoIpv4MaxSize(size) => link.packets.gso = *size,
+            LinkAttribute::GroIpv4MaxSize(size) => link.packets.gro = *size,
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 link.kind = info.iter().find_map(|info| match info {

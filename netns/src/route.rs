@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netlink::errno;
-use crate::{Error, Mac, Netlink};
+use crate::{Error, Link, Mac, Netlink};
 
 /// Who made a route (`rtm_protocol`): a number that /etc/iproute2/rt_protos gives to nobody, so that weft's are told apart.
 pub const ROUTE_PROTOCOL: u8 = 0x77;
@@ -166,16 +166,16 @@ impl Netlink {
         Ok(false)
     }
 
-    /// The MTU in bytes of the link that leads out of the node, by IPv4 or else by IPv6; `None` if none does.
+    /// The link that leads out of the node, by IPv4 or else by IPv6; `None` if none does.
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
+    pub async fn default_route_link(&self) -> Result<Option<Link>, Error> {
         for address in [IpAddr::V4(ELSEWHERE), IpAddr::V6(ELSEWHERE_V6)] {
             // What a packet makes of the route is one link, of several next hops too.
             let Some(found) = self.way_to(address, RouteFlags::empty()).await? else { continue };
             let Some(index) = link_of(&found) else { continue };
-            return Ok(self.link_by_index(index).await?.map(|link| link.mtu));
+            return self.link_by_index(index).await;
         }
         Ok(None)
     }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{HOST_MAC, POD_MAC, block_on, ip, pair};
+use common::{HOST_MAC, PACKETS, POD_MAC, block_on, ip, pair};
 use weft_netns::{NetNs, Netlink};
 
 #[test]
@@ -42,13 +42,17 @@ fn a_link_is_what_ip_says() {
             (link.index, link.name.as_str(), link.mac, link.mtu),
             (host_index, "veth0", HOST_MAC, 1400)
         );
+        assert_eq!(link.packets, PACKETS);
         assert_eq!((link.up, link.kind.as_deref(), link.peer_index), (false, Some("veth"), Some(pod_index)));
         assert_eq!(outside.link_by_index(host_index).await.unwrap(), Some(link));
         let link = inside.link(&"eth0".parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!((link.up, link.peer_index), (false, Some(host_index)));
+        assert_eq!((link.up, link.peer_index, link.packets), (false, Some(host_index), PACKETS));
         inside.set_up(pod_index).await.unwrap();
         outside.set_up(host_index).await.unwrap();
         assert_eq!(ip(&pod, "link show eth0")[0]["operstate"], "UP");
+        // Below the usual size, what iproute2 6.1 sets is for IPv4 too (`netif_set_gso_max_size`).
+        ip(&pod, "link set eth0 gso_max_size 65535");
+        assert_eq!(inside.link_by_index(pod_index).await.unwrap().unwrap().packets.gso, 65_535);
         assert!(outside.link_by_index(host_index).await.unwrap().unwrap().up);
         assert_eq!(outside.link(&"absent".parse().unwrap()).await.unwrap(), None);
         assert_eq!(outside.link_by_index(4711).await.unwrap(), None);

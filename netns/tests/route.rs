@@ -145,7 +145,8 @@ fn neighbours_are_asked_for_one_by_one() {
 #[test]
 fn the_mtu_is_that_of_the_default_routes_link() {
     let host = NetNs::create().unwrap();
-    let mtu = || block_on(async { Netlink::open_in(&host).unwrap().default_route_mtu().await.unwrap() });
+    let link = || block_on(async { Netlink::open_in(&host).unwrap().default_route_link().await.unwrap() });
+    let mtu = || link().map(|link| link.mtu);
     assert_eq!(mtu(), None);
     for args in [
         "link add up0 mtu 9000 type veth peer name up1",

@@ -55,7 +55,7 @@ pub struct Network {
     /// a set of its own, of which the pod gets another address of each family.
     #[serde(deserialize_with = "sets")]
     pub ranges: Vec<Range>,
-    /// Bytes; `None` takes the MTU of the node's default route.
+    /// Bytes; `None` takes the MTU of the node's default route, and IPv4's packet sizes.
     #[serde(default)]
     pub mtu: Option<u32>,
     /// Whether the outside sees the host's address in place of a pod's; `None`: in place of a private one.

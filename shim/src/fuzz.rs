@@ -154,6 +154,7 @@ pub(crate) fn some_record(owner: &Owner) -> Record {
         mac: names.mac.to_string(),
         host_mac: names.host_mac.to_string(),
         mtu: 1500,
+        packets: weft_netns::PacketSizes::default(),
         data_path: DataPath::Redirect,
         data_path_reason: None,
         bandwidth: Bandwidth::default(),

@@ -169,10 +169,11 @@ async fn plan(
     netns: &NetNs,
     host: &Netlink,
 ) -> Result<(Record, Vec<IpAddr>), Error> {
-    let mtu = match request.network.mtu {
-        Some(mtu) => mtu,
-        None => host.default_route_mtu().await.map_err(kernel("find the MTU"))?.unwrap_or(DEFAULT_MTU),
+    let uplink = match request.network.mtu {
+        Some(_) => None,
+        None => host.default_route_link().await.map_err(kernel("find the MTU"))?,
     };
+    let of_uplink = uplink.as_ref().map(|link| link.mtu);
     let destinations = destinations(request, netns).await?;
     let names = Names::of(&request.owner);
     let identity = netns.identity();
@@ -187,7 +188,8 @@ async fn plan(
         host_mac: names.host_mac.to_string(),
         host_link: names.host_link,
         host_index: 0,
-        mtu,
+        mtu: request.network.mtu.or(of_uplink).unwrap_or(DEFAULT_MTU),
+        packets: uplink.as_ref().map(|link| link.packets).unwrap_or_default(),
         data_path: DataPath::Routing,
         data_path_reason: None,
         bandwidth: request.bandwidth.clone(),

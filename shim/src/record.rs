@@ -91,6 +91,9 @@ pub(crate) struct Record {
     pub(crate) mac: String,
     pub(crate) host_mac: String,
     pub(crate) mtu: u32,
+    /// Not kept: the links are born with them.
+    #[serde(skip)]
+    pub(crate) packets: weft_netns::PacketSizes,
     pub(crate) data_path: DataPath,
     /// Why the pod is not on the eBPF path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,6 +359,7 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             host_mac: "06:00:00:00:00:01".into(),
             mtu: 1500,
+            packets: weft_netns::PacketSizes::default(),
             data_path: DataPath::Redirect,
             data_path_reason: None,
             bandwidth: Bandwidth::default(),

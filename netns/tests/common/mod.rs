@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use weft_netns::{Error, Mac, NetNs, Netlink, Veth};
+use weft_netns::{Error, Mac, NetNs, Netlink, PacketSizes, Veth};
 
 /// Runs on a runtime like that of the programs: one thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -32,6 +32,9 @@ pub(crate) fn pings(netns: &NetNs, address: &str) -> bool {
 pub(crate) const HOST_MAC: Mac = Mac::new([6, 0, 0, 0, 0, 1]);
 pub(crate) const POD_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
 
+/// No two alike.
+pub(crate) const PACKETS: PacketSizes = PacketSizes { gso: 131_072, gro: 196_608 };
+
 /// A pair between two namespaces, `veth0` outside and `eth0` inside.
 pub(crate) async fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink, u32, u32), Error> {
     let (outside, inside) = (Netlink::open_in(host)?, Netlink::open_in(pod)?);
@@ -39,6 +42,7 @@ pub(crate) async fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink,
         name: "veth0".parse()?,
         mac: HOST_MAC,
         mtu: 1400,
+        packets: PACKETS,
         peer_name: "eth0".parse()?,
         peer_mac: POD_MAC,
         peer_ns: pod,

@@ -14,6 +14,7 @@ pub(super) async fn create(host: &Netlink, netns: &NetNs, record: &Record) -> Re
         name: names.link().map_err(kernel(step))?,
         mac: names.host_mac,
         mtu: record.mtu,
+        packets: record.packets,
         peer_name: parse(&record.interface)?,
         peer_mac: names.mac,
         peer_ns: netns,

@@ -11,6 +11,7 @@ mod api_ports;
 mod api_repairs;
 mod asked;
 mod bandwidth;
+mod big_packets;
 mod budget;
 mod campaign;
 mod capture;

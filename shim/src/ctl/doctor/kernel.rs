@@ -1,7 +1,7 @@
 //! The kernel: its version, and whether it makes what a pod is made of.
 
 use nix::sys::utsname::uname;
-use weft_netns::{Error, Mac, NetNs, Netfilter, Netlink, Veth, sysctl};
+use weft_netns::{Error, Mac, NetNs, Netfilter, Netlink, PacketSizes, Veth, sysctl};
 
 use super::Finding;
 use crate::config::Config;
@@ -87,6 +87,7 @@ async fn pair() -> Result<(), Error> {
         name: "weft-doctor0".parse()?,
         mac: Mac::new([6, 0, 0, 0, 0, 1]),
         mtu: 1500,
+        packets: PacketSizes::default(),
         peer_name: "weft-doctor1".parse()?,
         peer_mac: Mac::new([2, 0, 0, 0, 0, 1]),
         peer_ns: &netns,
