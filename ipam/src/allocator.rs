@@ -219,8 +219,8 @@ impl WriteTxn<'_> {
         owner: &Owner,
     ) -> Result<Vec<Lease>, Error> {
         check_apart(ranges)?;
-        exact::check(network, ranges, wanted)?;
         let sets = sets(ranges)?;
+        exact::check(network, ranges, &sets, wanted)?;
         let held = self.reader().leases_of(owner)?;
         if !held.is_empty() {
             return self.reader().confirm(network, &sets, wanted, held);
@@ -326,13 +326,13 @@ impl WriteTxn<'_> {
 }
 
 /// What one address comes from: the ranges of one family in one set, in order.
-struct Set<'r> {
-    family: Family,
+pub(crate) struct Set<'r> {
+    pub(crate) family: Family,
     ranges: Vec<&'r Range>,
 }
 
 impl Set<'_> {
-    fn contains(&self, address: &IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: &IpAddr) -> bool {
         self.ranges.iter().any(|range| range.contains(*address))
     }
 }

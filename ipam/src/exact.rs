@@ -2,23 +2,25 @@
 
 use std::net::IpAddr;
 
-use crate::allocator::Pick;
+use crate::allocator::{Pick, Set};
 use crate::error::Error;
 use crate::range::{Family, Range, bits};
 use crate::row::{Address, Pool, Table};
 use crate::store::ReadTxn;
 
 /// Whether the addresses may be leased at all, whoever has them now.
-pub(crate) fn check(network: &str, ranges: &[Range], wanted: &[IpAddr]) -> Result<(), Error> {
-    let mut used: Vec<(&Range, IpAddr)> = Vec::with_capacity(wanted.len());
-    for &address in wanted {
-        if let Some(range) = ranges.iter().find(|range| range.contains(address)) {
-            let same = |other: &Range| other.family() == range.family() && other.set() == range.set();
-            if let Some(&(_, one)) = used.iter().find(|(other, _)| same(other)) {
-                return Err(Error::TwoOfSet { family: range.family(), one, other: address });
+pub(crate) fn check(
+    network: &str,
+    ranges: &[Range],
+    sets: &[Set<'_>],
+    wanted: &[IpAddr],
+) -> Result<(), Error> {
+    for (index, &address) in wanted.iter().enumerate() {
+        if let Some(set) = sets.iter().find(|set| set.contains(&address)) {
+            match wanted.iter().take(index).find(|one| set.contains(one)) {
+                Some(&one) => return Err(Error::TwoOfSet { family: set.family, one, other: address }),
+                None => continue,
             }
-            used.push((range, address));
-            continue;
         }
         return Err(match ranges.iter().find(|range| range.subnet().contains(&address)) {
             Some(range) => Error::Unleasable { address, subnet: range.subnet(), why: range.refusal(address) },

@@ -33,8 +33,8 @@ pub(crate) use watch::keep;
 /// Why ports and masquerade cannot be had, or not be removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("host port {port} is taken by {by}")]
-    Taken { port: HostPort, by: String, holder: Box<Record> },
+    #[error("host port {port} is taken by {holder}")]
+    Taken { port: HostPort, holder: Box<Record> },
     #[error(
         "host port {port} is at an IP{family} address, and the pod has none to lead it to: its addresses are {addresses}"
     )]
@@ -110,15 +110,11 @@ fn refuse_taken(ledger: &Ledger, netfilter: &Netfilter, own: &[Placed]) -> Resul
         let Some(port) = placed.port else { continue };
         let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
         let Some(there) = there.filter(|there| there.value != placed.element.value) else { continue };
-        let has = |record: &&Record| {
+        let has = |record: &Record| {
             element::own(record).iter().any(|other| other.set == placed.set && other.element == there)
         };
-        if let Some(holder) =
-            ledger.readable_records()?.iter().filter(|record| is_published(record)).find(has)
-        {
-            return Err(
-                Error::Taken { port, by: holder.to_string(), holder: Box::new(holder.clone()) }.into()
-            );
+        if let Some(holder) = ledger.readable_records()?.into_iter().filter(is_published).find(has) {
+            return Err(Error::Taken { port, holder: Box::new(holder) }.into());
         }
     }
     Ok(())
@@ -230,9 +226,10 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) -> Result<(), pod::Error>
     }
 }
 
-/// Without it, the next packets of a connection went to the pod's address, whoever has it by then.
+/// Without it, the next packets of a connection went to the pod's address, whoever has it by then. Each address costs a walk through
+/// the kernel's table of connections, so only those that ports lead to are asked for.
 fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
-    record.addresses.iter().try_for_each(|address| forget_all(netfilter, Flows::AnsweredBy(*address)))
+    record.first_addresses().try_for_each(|address| forget_all(netfilter, Flows::AnsweredBy(address)))
 }
 
 fn forget_all(netfilter: &Netfilter, flows: Flows) -> Result<(), weft_netns::Error> {
