@@ -24,7 +24,11 @@ fn smoke(root: &Root, cni_link: &str, zsh: &str) {
     let said = run(root.command("containerd-shim-weft-v1").arg("-v"));
     assert!(said.contains(env!("CARGO_PKG_VERSION")), "{said}");
     for plugin in ["/opt/cni/bin/weft", cni_link] {
-        assert_eq!(cni_versions(root, plugin), ["0.4.0", "1.0.0", "1.1.0"], "{plugin}");
+        assert_eq!(
+            cni_versions(root, plugin),
+            ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+            "{plugin}"
+        );
     }
 
     let units = [
