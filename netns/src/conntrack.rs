@@ -1,5 +1,6 @@
 //! Connections that the kernel remembers, and forgetting those that would lead packets to where nobody is any more.
 
+use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla};
@@ -21,6 +22,8 @@ pub enum Flows {
     ToUdpPort(Family, u16),
     /// Those that this address answers, translated or not.
     AnsweredBy(IpAddr),
+    /// Those that one of these addresses answers because their destination was translated.
+    TranslatedTo([Option<IpAddr>; 2]),
     /// Those that this address began.
     BegunBy(IpAddr),
 }
@@ -40,6 +43,12 @@ mod number {
     /// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`.
     pub(super) const ORIGINAL: u16 = 1;
     pub(super) const REPLY: u16 = 2;
+    /// `CTA_STATUS`, `CTA_STATUS_MASK`, and of its bits `IPS_DST_NAT`.
+    pub(super) const STATUS: [u16; 2] = [3, 26];
+    pub(super) const TRANSLATED: u32 = 1 << 5;
+    /// `IPCTNL_MSG_CT_GET_STATS`, and of its answer `CTA_STATS_GLOBAL_ENTRIES`.
+    pub(super) const STATISTICS: u8 = 5;
+    pub(super) const ENTRIES: u16 = 1;
     /// `CTA_ID`.
     pub(super) const ID: u16 = 12;
     /// `CTA_ZONE`.
@@ -62,6 +71,7 @@ impl Flows {
         let ipv4 = match self {
             Flows::ToUdpPort(family, _) => family == Family::Ipv4,
             Flows::AnsweredBy(address) | Flows::BegunBy(address) => address.is_ipv4(),
+            Flows::TranslatedTo(_) => return NetfilterProtoFamily::Unspec,
         };
         if ipv4 { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 }
     }
@@ -72,6 +82,11 @@ impl Flows {
     fn filter(self) -> Vec<DefaultNla> {
         let source = |address| [Tuple::Ip(vec![IPTuple::SourceAddress(address)])];
         let (tuple, original, reply) = match self {
+            // Kernels that do not know this filter list all.
+            Flows::TranslatedTo(_) => {
+                let bit = number::TRANSLATED.to_be_bytes();
+                return number::STATUS.map(|kind| DefaultNla::new(kind, bit.to_vec())).into();
+            }
             Flows::AnsweredBy(IpAddr::V6(_)) | Flows::BegunBy(IpAddr::V6(_)) => return Vec::new(),
             Flows::ToUdpPort(_, port) => {
                 let proto = vec![ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)];
@@ -90,14 +105,14 @@ impl Flows {
     /// Whether the bytes of a connection may be those of one that is meant: taking a connection apart costs more.
     fn may_have(self, bytes: &[u8]) -> bool {
         let has = |address: &[u8]| bytes.windows(address.len()).any(|window| window == address);
+        let has_address = |address: IpAddr| match address {
+            IpAddr::V4(address) => has(&address.octets()),
+            IpAddr::V6(address) => has(&address.octets()),
+        };
         match self {
             Flows::ToUdpPort(..) => true,
-            Flows::AnsweredBy(IpAddr::V4(address)) | Flows::BegunBy(IpAddr::V4(address)) => {
-                has(&address.octets())
-            }
-            Flows::AnsweredBy(IpAddr::V6(address)) | Flows::BegunBy(IpAddr::V6(address)) => {
-                has(&address.octets())
-            }
+            Flows::AnsweredBy(address) | Flows::BegunBy(address) => has_address(address),
+            Flows::TranslatedTo(addresses) => addresses.into_iter().flatten().any(has_address),
         }
     }
 
@@ -109,6 +124,10 @@ impl Flows {
                     && nested(proto, number::TO_PORT) == Some(port.to_be_bytes().as_slice())
             }),
             Flows::AnsweredBy(from) => address(reply, number::FROM) == Some(from),
+            Flows::TranslatedTo(addresses) => {
+                let from = address(reply, number::FROM);
+                from.is_some() && addresses.contains(&from) && address(original, number::TO) != from
+            }
             Flows::BegunBy(from) => address(original, number::FROM) == Some(from),
         }
     }
@@ -133,23 +152,33 @@ fn message(family: NetfilterProtoFamily, inner: impl Into<NetfilterMessageInner>
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
+fn request(message_type: u8, attributes: Vec<DefaultNla>) -> NetfilterMessageInner {
+    NetfilterMessageInner::Other { subsys: NetfilterSubsystem::Conntrack, message_type, attributes }
+}
+
 impl Netfilter {
-    /// Those connections.
+    /// Those connections. The kernel walks through the whole table of the node for it, some 10 ms for 262,144 buckets, in which
+    /// connections of all namespaces are; that is spared where this one has none.
     ///
     /// # Errors
     /// [`Error::Netfilter`].
     pub fn connections(&self, flows: Flows) -> Result<Vec<Connection>, Error> {
-        let get = NetfilterMessageInner::Other {
-            subsys: NetfilterSubsystem::Conntrack,
-            message_type: ConntrackMessageType::Get.into(),
-            attributes: flows.filter(),
-        };
-        let request = message(flows.family(), get);
-        let found = self
-            .ask(request, NLM_F_DUMP)
-            .map_err(|source| Error::Netfilter { op: format!("list connections {flows:?}"), source })?;
+        let failed = |source| Error::Netfilter { op: format!("list connections {flows:?}"), source };
+        if self.remembered().map_err(failed)? == Some(0) {
+            return Ok(Vec::new());
+        }
+        let get = request(ConntrackMessageType::Get.into(), flows.filter());
+        let found = self.ask(message(flows.family(), get), NLM_F_DUMP).map_err(failed)?;
         let meant = found.iter().filter(|answer| flows.may_have(answer.attributes()));
         Ok(meant.filter_map(|answer| connection(answer, flows)).collect())
+    }
+
+    /// How many connections of this namespace the kernel remembers, if it says so.
+    fn remembered(&self) -> io::Result<Option<u32>> {
+        let answers =
+            self.ask(message(NetfilterProtoFamily::Unspec, request(number::STATISTICS, Vec::new())), 0)?;
+        let entries = answers.first().and_then(|answer| answer.attribute(number::ENTRIES));
+        Ok(entries.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(u32::from_be_bytes))
     }
 
     /// Makes the kernel forget a connection: its next packet is judged anew. One that has ended is forgotten.
@@ -159,11 +188,7 @@ impl Netfilter {
     pub fn forget(&self, connection: Connection) -> Result<(), Error> {
         let Connection { to, identity } = connection;
         let family = if to.is_ipv4() { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 };
-        let delete = NetfilterMessageInner::Other {
-            subsys: NetfilterSubsystem::Conntrack,
-            message_type: ConntrackMessageType::Delete.into(),
-            attributes: identity,
-        };
+        let delete = request(ConntrackMessageType::Delete.into(), identity);
         match self.ask(message(family, delete), NLM_F_ACK) {
             Err(err) if errno(&err) == Some(libc::ENOENT) => Ok(()),
             Err(source) => Err(Error::Netfilter { op: format!("forget a connection to {to}"), source }),

@@ -86,7 +86,8 @@ fn netfilter_message(raw: &Raw) {
     nft::batch::chain_of(raw);
     nft::batch::generation_of(raw);
     let any = IpAddr::from([10, 1, 0, 2]);
-    for flows in [Flows::ToUdpPort(Family::Ipv4, 53), Flows::AnsweredBy(any), Flows::BegunBy(any)] {
+    let of_address = [Flows::AnsweredBy(any), Flows::BegunBy(any), Flows::TranslatedTo([Some(any), None])];
+    for flows in of_address.into_iter().chain([Flows::ToUdpPort(Family::Ipv4, 53)]) {
         conntrack::connection(raw, flows);
     }
     nft::closed::closed(raw);

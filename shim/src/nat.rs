@@ -226,10 +226,10 @@ pub(crate) fn forget_connections(addresses: &[IpAddr]) -> Result<(), pod::Error>
     }
 }
 
-/// Without it, the next packets of a connection went to the pod's address, whoever has it by then. Each address costs a walk through
-/// the kernel's table of connections, so only those that ports lead to are asked for.
+/// Without it, the next packets of a connection went to the pod's address, whoever has it by then.
 fn forget_published(netfilter: &Netfilter, record: &Record) -> Result<(), weft_netns::Error> {
-    record.first_addresses().try_for_each(|address| forget_all(netfilter, Flows::AnsweredBy(address)))
+    let mut addresses = record.first_addresses();
+    forget_all(netfilter, Flows::TranslatedTo([addresses.next(), addresses.next()]))
 }
 
 fn forget_all(netfilter: &Netfilter, flows: Flows) -> Result<(), weft_netns::Error> {

@@ -1,6 +1,6 @@
 //! Host ports and masquerade, by packets: pods, a host, and an outside behind the uplink. `nft` is the witness.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
@@ -336,6 +336,30 @@ fn udp_that_was_sent_before_its_port_was_published_arrives_afterwards() {
         assert!(node.cni("DEL", name, &conf()).status.success());
     }
     del(&node, &["first"]);
+}
+
+/// Nobody publishes the port again, so only DEL can have done it.
+#[test]
+fn after_del_nothing_translates_what_still_comes() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    add(&node, "a", &with_ports(json!([port("udp", 8053, 53)])));
+    let clients = [0, 1].map(|family| {
+        let client = socket(&beyond, family == 0);
+        let target = at(HOST[family], 8053);
+        let seen = udp(&client, target, &node.pod_ns("a"), 53);
+        assert_eq!(seen, Some(BEYOND[family].parse().unwrap()));
+        client.connect(target).unwrap();
+        client
+    });
+    assert!(node.cni("DEL", "a", &conf()).status.success());
+    for client in clients {
+        client.send(b"late").unwrap();
+        // The host itself says that nobody listens.
+        let refused = client.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    del(&node, &[]);
 }
 
 #[test]
