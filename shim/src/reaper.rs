@@ -21,6 +21,16 @@ use tokio::sync::oneshot;
 
 use crate::signals::Signals;
 
+/// Has the standard library start children by posix_spawn(3), also those with a folder of their own: it looks for this function
+/// weakly, finds it in no static binary that does not ask for it, and then forks, which copies the page tables and has every page
+/// that is written to afterwards copied (`posix_spawn` in library/std/src/sys/process/unix/unix.rs).
+#[cfg(target_env = "gnu")]
+#[used]
+static WITH_FOLDER: unsafe extern "C" fn(
+    *mut libc::posix_spawn_file_actions_t,
+    *const libc::c_char,
+) -> libc::c_int = libc::posix_spawn_file_actions_addchdir_np;
+
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {

@@ -5,11 +5,15 @@
 //! the business of whoever made the parent. Like an OCI runtime, this makes missing parents and removes only the leaf.
 //! Version 2 counts only where it is alone: beside version 1 it has no controllers, and nobody cleans up there.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -18,12 +22,19 @@ use super::Error;
 const RELEASE: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Where version 2 is, if it is alone (file-hierarchy(7)).
+const UNIFIED: &str = "/sys/fs/cgroup";
+/// In bytes: what a node has mounted before its first pod.
+const MOUNTS: usize = 16 << 10;
+
 /// One mounted hierarchy, and where in it this process was when the daemon started.
 #[derive(Debug)]
 struct Hierarchy {
     mount: PathBuf,
     home: PathBuf,
     unified: bool,
+    /// Of version 1: nobody can join a new cgroup of it as it is.
+    cpuset: bool,
 }
 
 /// The node's hierarchies.
@@ -44,8 +55,20 @@ pub(super) struct Cgroup {
 impl Hierarchies {
     /// Reads what is mounted, and where this process is.
     pub(super) fn here() -> io::Result<Hierarchies> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let member = std::fs::read_to_string("/proc/self/cgroup")?;
+        if statfs(UNIFIED).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+            // Without the list of all mounts, some for each pod of the node.
+            let home = member.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").into();
+            return Ok(Hierarchies(vec![Hierarchy {
+                mount: UNIFIED.into(),
+                home,
+                unified: true,
+                cpuset: false,
+            }]));
+        }
+        // The kernel goes through the list from its beginning for each read(2), and the standard library's first ones are short.
+        let mut mounts = String::with_capacity(MOUNTS);
+        File::open("/proc/self/mountinfo")?.read_to_string(&mut mounts)?;
         let mut all: Vec<Hierarchy> = mounts.lines().filter_map(|line| hierarchy(line, &member)).collect();
         if !all.iter().all(|one| one.unified) {
             all.retain(|one| !one.unified);
@@ -79,7 +102,8 @@ fn hierarchy(line: &str, member: &str) -> Option<Hierarchy> {
         };
         same.then(|| PathBuf::from(path))
     })?;
-    Some(Hierarchy { mount: mount.into(), home, unified: kind == "cgroup2" })
+    let unified = kind == "cgroup2";
+    Some(Hierarchy { mount: mount.into(), home, unified, cpuset: !unified && offered.contains(&"cpuset") })
 }
 
 impl Cgroup {
@@ -106,12 +130,15 @@ impl Cgroup {
     }
 
     /// Makes what is missing.
-    pub(super) fn make(&self) -> Result<(), Error> {
-        self.leaves.iter().try_for_each(|leaf| make(leaf))
+    fn make(&self, hierarchies: &Hierarchies) -> Result<(), Error> {
+        self.leaves.iter().zip(&hierarchies.0).try_for_each(|(leaf, one)| {
+            make(leaf)?;
+            if one.cpuset { inherit_cpuset(leaf) } else { Ok(()) }
+        })
     }
 
     /// Puts processes in; all that cannot be done is returned.
-    pub(super) fn join(&self, pids: &[u32]) -> Vec<Error> {
+    fn join(&self, pids: &[u32]) -> Vec<Error> {
         let joins = self.leaves.iter().flat_map(|leaf| pids.iter().map(|pid| join(leaf, *pid)));
         joins.filter_map(Result::err).collect()
     }
@@ -141,7 +168,36 @@ impl Cgroup {
 #[derive(Debug)]
 pub(super) struct Move(JoinHandle<Vec<Error>>);
 
+/// What is left to say to a [`Move`] into a cgroup. Without it nobody is moved.
+pub(super) struct Entrance {
+    made: Receiver<Result<(), Error>>,
+    members: SyncSender<Vec<u32>>,
+}
+
+impl Entrance {
+    /// Waits until the cgroup is there, and has these processes moved into it.
+    ///
+    /// # Errors
+    /// If the cgroup cannot be made.
+    pub(super) fn admit(self, pids: Vec<u32>) -> Result<(), Error> {
+        let failed = |source| Error::Io { op: "make the cgroup", source };
+        self.made.recv().map_err(|err| failed(io::Error::other(err)))??;
+        self.members.send(pids).map_err(|err| failed(io::Error::other(err)))
+    }
+}
+
 impl Move {
+    /// Into a cgroup, which is made at once, beside all else that a pod needs: version 1 has a dozen hierarchies, of 50 µs each.
+    pub(super) fn into(cgroup: Cgroup, hierarchies: Arc<Hierarchies>) -> Result<(Move, Entrance), Error> {
+        let (tell, made) = sync_channel(1);
+        let (members, of_pod) = sync_channel::<Vec<u32>>(1);
+        let enter = move || match tell.send(cgroup.make(&hierarchies)) {
+            Ok(()) => of_pod.recv().map_or_else(|_undone| Vec::new(), |pids| cgroup.join(&pids)),
+            Err(_undone) => Vec::new(),
+        };
+        Ok((Move::start(enter)?, Entrance { made, members }))
+    }
+
     pub(super) fn start(work: impl FnOnce() -> Vec<Error> + Send + 'static) -> Result<Move, Error> {
         let thread = std::thread::Builder::new().name("cgroup".into()).spawn(work);
         thread.map(Move).map_err(|source| Error::Io { op: "start a thread to change the cgroup", source })
@@ -155,16 +211,19 @@ impl Move {
 
 /// Makes a cgroup and its parents; another pod may be making the same parents.
 fn make(dir: &Path) -> Result<(), Error> {
-    if !dir.exists() {
-        dir.parent().map_or(Ok(()), make)?;
-        match std::fs::create_dir(dir) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::File { op: "create cgroup", path: dir.into(), source });
-            }
-            _ => {}
+    let made = match (std::fs::create_dir(dir), dir.parent()) {
+        (Err(err), Some(parent)) if err.kind() == io::ErrorKind::NotFound => {
+            make(parent)?;
+            std::fs::create_dir(dir)
         }
+        (made, _) => made,
+    };
+    match made {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::File { op: "create cgroup", path: dir.into(), source })
+        }
+        _ => Ok(()),
     }
-    inherit_cpuset(dir)
 }
 
 /// `path` is absolute within the hierarchy.
@@ -186,10 +245,6 @@ fn join(dir: &Path, pid: u32) -> Result<(), Error> {
 /// A new cpuset of version 1 is empty, and nobody can join it (cpuset(7)). That of the parent may be as new: another pod may have made
 /// it this moment, and not filled it yet.
 fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
-    // Version 2 has the files too, when the controller is on, but there empty means "as the parent".
-    if !dir.join("cpuset.cpus").exists() || dir.join("cgroup.controllers").exists() {
-        return Ok(());
-    }
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = dir.join(name);
         let failed = |source| Error::File { op: "set", path: file.clone(), source };
@@ -237,7 +292,7 @@ mod tests {
         let parent = Path::new(mount).join(format!("weft-cpuset-{}", std::process::id()));
         let pod = parent.join("pod");
         std::fs::create_dir(&parent).unwrap();
-        let made = make(&pod);
+        let made = make(&pod).and_then(|()| if v1.is_some() { inherit_cpuset(&pod) } else { Ok(()) });
         let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let joined = std::fs::write(pod.join("cgroup.procs"), sleep.id().to_string());
         sleep.kill().and_then(|()| sleep.wait()).unwrap();
@@ -259,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_parent_decides_between_path_and_scope() {
-        let one = Hierarchy { mount: "/nowhere".into(), home: "/".into(), unified: false };
+        let one = Hierarchy { mount: "/nowhere".into(), home: "/".into(), unified: false, cpuset: false };
         let hierarchies = Hierarchies(vec![one]);
         let plain = Cgroup::plan(&hierarchies, "/kubepods/pod1", "abc").unwrap();
         assert_eq!(plain.leaves, [PathBuf::from("/nowhere/kubepods/pod1/abc")]);

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::cgroup::{Cgroup, Hierarchies, Move};
+use super::cgroup::{Cgroup, Entrance, Hierarchies, Move};
 use super::files::Dir;
 use super::namespaces::{self, Home};
 use super::plan::Plan;
@@ -124,17 +124,15 @@ impl Instance {
     }
 
     /// Each step may rely on those before: the state is on disk before anything that outlives this process, and the
-    /// child is born in the pod's cgroup and namespaces.
+    /// child is born in the pod's namespaces.
     fn enter(&mut self, reaper: &Arc<Reaper>) -> Result<Option<Child>, Error> {
         self.dir.create()?;
         self.state.save(&self.dir)?;
+        let entrance = self.make_cgroup()?;
         let owner = self.plan.user.map(|user| (user.uids.host, user.gids.host));
         self.dir.write_etc(&self.hostname, self.plan.dns(), owner)?;
         if self.plan.own_ipc {
             self.dir.mount_shm(owner)?;
-        }
-        if let Some(cgroup) = &self.state.cgroup {
-            cgroup.make()?;
         }
         if let Some(netns) = &self.plan.netns {
             let entered = namespaces::enter_net(netns);
@@ -148,7 +146,10 @@ impl Instance {
             Some(user) => Some(self.start_inside(&user, reaper)?),
             None => self.become_sandbox(reaper)?,
         };
-        self.join_cgroup()?;
+        let init_pid = self.init.as_ref().map(|init| init.process.pid);
+        let pids = [Some(std::process::id()), init_pid].into_iter().flatten().collect();
+        // The last step: nobody waits for the move itself.
+        entrance.map_or(Ok(()), |entrance| entrance.admit(pids))?;
         Ok(init)
     }
 
@@ -175,13 +176,11 @@ impl Instance {
         Ok(child)
     }
 
-    /// The last step: nothing after it can fail, and none waits for it.
-    fn join_cgroup(&mut self) -> Result<(), Error> {
-        let Some(cgroup) = self.state.cgroup.clone() else { return Ok(()) };
-        let init = self.init.as_ref().map(|init| init.process.pid);
-        let pids: Vec<u32> = [Some(std::process::id()), init].into_iter().flatten().collect();
-        self.moving = Some(Move::start(move || cgroup.join(&pids))?);
-        Ok(())
+    fn make_cgroup(&mut self) -> Result<Option<Entrance>, Error> {
+        let Some(cgroup) = self.state.cgroup.clone() else { return Ok(None) };
+        let (moving, entrance) = Move::into(cgroup, Arc::clone(&self.hierarchies))?;
+        self.moving = Some(moving);
+        Ok(Some(entrance))
     }
 
     /// Out of the pod's cgroup, which is removed then. What went wrong is told by [`Instance::remove`].
