@@ -207,6 +207,8 @@ fn environment(path: &Path, folder: &File) -> Result<Arc<Environment>, Error> {
         result => result,
     };
     let env = env.map_err(failed)?;
+    // Whoever waits goes on while this one comes to its rows.
+    folder.unlock().map_err(|source| Error::Folder { path: path.into(), source })?;
     // Readers that were killed would keep the pages of their snapshot from being used again.
     env.clear_stale_readers().map_err(failed)?;
     let rows = unnamed(&env).map_err(failed)?;
