@@ -18,7 +18,6 @@ mod socket;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use nix::errno::Errno;
 
@@ -61,15 +60,16 @@ fn io_error(op: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { op, source }
 }
 
-/// Does what `words`, the command line without the program's name, ask for. A failure is printed on standard error.
-pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
+/// Does what `words`, the command line without the program's name, ask for, and returns the exit code. A failure is printed on
+/// standard error.
+pub fn main(words: impl Iterator<Item = String>) -> i32 {
     let done = Args::parse(words).map_err(Error::Args).and_then(|args| run(&args));
     match done.and_then(|answer| io::stdout().write_all(&answer).map_err(io_error("write the answer"))) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(err) => {
             log::error!("{}", chain(&err));
             // Where even standard error is closed, the exit code is all that is left to say.
-            writeln!(io::stderr(), "{}", chain(&err)).map_or(ExitCode::from(2), |()| ExitCode::FAILURE)
+            writeln!(io::stderr(), "{}", chain(&err)).map_or(2, |()| 1)
         }
     }
 }

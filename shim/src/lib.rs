@@ -10,6 +10,7 @@ pub mod cni;
 pub mod config;
 pub mod ctl;
 pub mod daemon;
+pub mod entry;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod failpoint;

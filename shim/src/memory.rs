@@ -10,9 +10,12 @@ use std::time::Duration;
 /// For the environment of the daemon (the GNU C Library manual, "Memory Allocation Tunables"; mallopt(3) has no such parameter).
 ///
 /// Without per-thread caches: up to seven freed blocks of each size count as used, and those at the end of the heap keep all below
-/// from being given back. With one arena: the threads that live for one call would have another, which stays.
-pub(crate) const TUNABLES: (&str, &str) =
-    ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=1");
+/// from being given back. With one arena: the threads that live for one call would have another, which stays. Their stacks go with
+/// them: one that is kept for the next has two dirty pages.
+pub(crate) const TUNABLES: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=1:glibc.pthread.stack_cache_size=0",
+);
 
 /// How long a call's aftermath may take: events, the end of output, the client's farewell.
 const QUIET: Duration = Duration::from_secs(1);
@@ -42,7 +45,7 @@ fn give_back() {
 fn give_back() {}
 
 /// What is left alone below the frame that calls: the frames of this function and of the call that it makes.
-const MARGIN: usize = 8 * 1024;
+const MARGIN: usize = 4 * 1024;
 /// As deep as calls go; the kernel keeps the mappings of others farther away (`stack_guard_gap` and `mmap_base`).
 const DEPTH: usize = 128 * 1024;
 

@@ -34,7 +34,7 @@ use std::time::SystemTime;
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use nix::errno::Errno;
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::Config;
 use crate::error::chain;
@@ -42,6 +42,7 @@ use crate::pod::{self, DetachError, Links};
 use crate::reaper::{Child, Exit, Reaper};
 use crate::task::Tasks;
 
+use cgroup::Move;
 use instance::Instance;
 
 /// Why a sandbox is not what it should be.
@@ -174,6 +175,9 @@ impl Sandbox {
         if let (Some(init), Some(child)) = (&mut instance.init, child) {
             init.followed = Some(tokio::spawn(Arc::clone(self).follow(child)));
         }
+        if let Some(ending) = instance.moving().and_then(Move::ending) {
+            tokio::spawn(Arc::clone(self).free_thread(ending));
+        }
         *slot = Some(instance);
         Ok(())
     }
@@ -193,6 +197,15 @@ impl Sandbox {
     async fn follow(self: Arc<Self>, mut init: Child) {
         let exit = init.exit().await;
         self.has_ended(exit);
+    }
+
+    /// A thread keeps its stack until it is joined: for the life of the pod, if nobody does it.
+    async fn free_thread(self: Arc<Self>, ending: oneshot::Receiver<()>) {
+        // It says nothing, and is closed.
+        drop(ending.await);
+        if let Some(moving) = self.instance().as_mut().and_then(Instance::moving) {
+            moving.free_thread();
+        }
     }
 
     /// The first end counts.

@@ -1,7 +1,10 @@
 //! The containerd shim: one process per pod.
 
-use std::process::ExitCode;
+#![no_main]
 
-fn main() -> ExitCode {
-    weft_shim::daemon::main(std::env::args().skip(1))
+use weft_shim::{daemon, entry};
+
+#[unsafe(no_mangle)]
+extern "C" fn main() -> i32 {
+    entry::enter(|| daemon::main(std::env::args().skip(1)))
 }

@@ -1,16 +1,18 @@
 //! The CNI plugin, installed as `weft` in the directory of the CNI plugins.
 
-use std::io::Write;
-use std::process::ExitCode;
+#![no_main]
 
-fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("--version") {
-        let printed = writeln!(std::io::stdout(), "{}", weft_shim::cni::version());
-        return printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
-    }
-    if weft_shim::cni::run(std::io::stdin().lock(), std::io::stdout().lock()) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+use std::io::Write;
+
+use weft_shim::{cni, entry};
+
+#[unsafe(no_mangle)]
+extern "C" fn main() -> i32 {
+    entry::enter(|| {
+        let succeeded = match std::env::args().nth(1).as_deref() {
+            Some("--version") => writeln!(std::io::stdout(), "{}", cni::version()).is_ok(),
+            _ => cni::run(std::io::stdin().lock(), std::io::stdout().lock()),
+        };
+        i32::from(!succeeded)
+    })
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::Error;
 
@@ -166,7 +167,12 @@ impl Cgroup {
 /// (`cgroup_threadgroup_rwsem` in kernel/cgroup/cgroup.c; 5 to 13 ms here), and no pod has to wait for where its sandbox is
 /// counted. The thread changes nothing of its own, and ends.
 #[derive(Debug)]
-pub(super) struct Move(JoinHandle<Vec<Error>>);
+pub(super) struct Move {
+    thread: Option<JoinHandle<Vec<Error>>>,
+    /// Closed when the thread has nothing left to do.
+    ending: Option<oneshot::Receiver<()>>,
+    errors: Vec<Error>,
+}
 
 /// What is left to say to a [`Move`] into a cgroup. Without it nobody is moved.
 pub(super) struct Entrance {
@@ -199,13 +205,41 @@ impl Move {
     }
 
     pub(super) fn start(work: impl FnOnce() -> Vec<Error> + Send + 'static) -> Result<Move, Error> {
+        let (working, ending) = oneshot::channel::<()>();
+        let work = move || {
+            let errors = work();
+            drop(working);
+            errors
+        };
         let thread = std::thread::Builder::new().name("cgroup".into()).spawn(work);
-        thread.map(Move).map_err(|source| Error::Io { op: "start a thread to change the cgroup", source })
+        let thread =
+            thread.map_err(|source| Error::Io { op: "start a thread to change the cgroup", source })?;
+        Ok(Move { thread: Some(thread), ending: Some(ending), errors: Vec::new() })
+    }
+
+    /// Once: what to wait for before [`Move::free_thread`].
+    pub(super) fn ending(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.ending.take()
+    }
+
+    /// Gives the stack of the thread back, if somebody has waited for this one to end.
+    pub(super) fn free_thread(&mut self) {
+        if self.ending.is_none() {
+            self.join();
+        }
+    }
+
+    fn join(&mut self) {
+        let joined = self.thread.take().map(JoinHandle::join);
+        self.errors.extend(
+            joined.into_iter().flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+        );
     }
 
     /// Waits for the end; what could not be done.
-    pub(super) fn end(self) -> Vec<Error> {
-        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    pub(super) fn end(mut self) -> Vec<Error> {
+        self.join();
+        self.errors
     }
 }
 

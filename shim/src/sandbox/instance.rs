@@ -183,6 +183,11 @@ impl Instance {
         Ok(Some(entrance))
     }
 
+    /// The change of cgroups that is under way.
+    pub(super) fn moving(&mut self) -> Option<&mut Move> {
+        self.moving.as_mut()
+    }
+
     /// Out of the pod's cgroup, which is removed then. What went wrong is told by [`Instance::remove`].
     fn leave_cgroup(&mut self) -> Result<(), Error> {
         let Some(cgroup) = self.state.cgroup.clone() else { return Ok(()) };
