@@ -12,7 +12,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use futures_util::future::try_join;
 use weft_netns::{Error, Mac, NetNs, Netlink, PacketSizes, Route, Veth};
 
 const HOST_MAC: Mac = Mac::new([6, 0, 0, 0, 0, 1]);
@@ -26,10 +25,9 @@ const STEPS: [&str; 4] = ["sockets", "veth", "both ends", "whole"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = std::env::args().nth(1);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     if let Some(path) = argument.as_ref().filter(|text| text.starts_with('/')) {
         // A name of its own: the kernel takes the pair of the namespace before a moment later.
-        runtime.block_on(attach(&NetNs::open(path.as_ref())?, std::process::id()))?;
+        attach(&NetNs::open(path.as_ref())?, std::process::id())?;
         return Ok(());
     }
     let rounds = argument.map_or(Ok(300), |text| text.parse())?;
@@ -38,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut times = [const { Vec::new() }; STEPS.len()];
     for round in 0..rounds {
         let pod = NetNs::create()?;
-        let taken = runtime.block_on(attach(&pod, round))?;
+        let taken = attach(&pod, round)?;
         pods.push(pod);
         for (step, micros) in times.iter_mut().zip(taken) {
             step.push(micros);
@@ -56,7 +54,7 @@ fn micros(value: Option<&u128>) -> String {
     value.map_or("-".into(), u128::to_string)
 }
 
-async fn attach(pod: &NetNs, round: u32) -> Result<[u128; STEPS.len()], Error> {
+fn attach(pod: &NetNs, round: u32) -> Result<[u128; STEPS.len()], Error> {
     let start = Instant::now();
     let (outside, inside) = (Netlink::open()?, Netlink::open_in(pod)?);
     let sockets = start.elapsed();
@@ -69,32 +67,33 @@ async fn attach(pod: &NetNs, round: u32) -> Result<[u128; STEPS.len()], Error> {
         peer_mac: POD_MAC,
         peer_ns: pod,
     };
-    let index = outside.create_veth(&veth).await?;
+    let index = outside.create_veth(&veth)?;
     let made = start.elapsed();
-    try_join(host_end(&outside, index), pod_end(&inside)).await?;
+    host_end(&outside, index)?;
+    pod_end(&inside)?;
     let whole = start.elapsed();
     Ok([sockets, made - sockets, whole - made, whole].map(|step| step.as_micros()))
 }
 
-async fn host_end(outside: &Netlink, index: u32) -> Result<(), Error> {
-    outside.set_up_silent(index).await?;
+fn host_end(outside: &Netlink, index: u32) -> Result<(), Error> {
+    outside.set_up_silent(index)?;
     for pod in PODS {
-        outside.replace_neighbour(index, pod, POD_MAC).await?;
-        outside.replace_route(&on_link(pod, index)).await?;
+        outside.replace_neighbour(index, pod, POD_MAC)?;
+        outside.replace_route(&on_link(pod, index))?;
     }
     Ok(())
 }
 
-async fn pod_end(inside: &Netlink) -> Result<(), Error> {
-    let link = inside.link(&"eth0".parse()?).await?;
+fn pod_end(inside: &Netlink) -> Result<(), Error> {
+    let link = inside.link(&"eth0".parse()?)?;
     let index = link.ok_or_else(|| Error::AbsentLink("eth0".into()))?.index;
-    inside.set_up(1).await?;
-    inside.set_up_silent(index).await?;
+    inside.set_up(1)?;
+    inside.set_up_silent(index)?;
     for ((pod, gateway), any) in PODS.into_iter().zip(GATEWAYS).zip(ANY) {
-        inside.add_address(index, pod, if pod.is_ipv4() { 32 } else { 128 }).await?;
-        inside.replace_neighbour(index, gateway, HOST_MAC).await?;
-        inside.replace_route(&on_link(gateway, index)).await?;
-        inside.replace_route(&Route { destination: any, prefix: 0, via: Some(gateway), index }).await?;
+        inside.add_address(index, pod, if pod.is_ipv4() { 32 } else { 128 })?;
+        inside.replace_neighbour(index, gateway, HOST_MAC)?;
+        inside.replace_route(&on_link(gateway, index))?;
+        inside.replace_route(&Route { destination: any, prefix: 0, via: Some(gateway), index })?;
     }
     Ok(())
 }

@@ -33,10 +33,10 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn link_counters(&self, name: &LinkName) -> Result<Option<LinkCounters>, Error> {
+    pub fn link_counters(&self, name: &LinkName) -> Result<Option<LinkCounters>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
-        let answer = match self.query(RouteNetlinkMessage::GetLink(message)).await {
+        let answer = match self.query(RouteNetlinkMessage::GetLink(message)) {
             Ok(RouteNetlinkMessage::NewLink(answer)) => answer,
             Ok(_) => return Ok(None),
             Err(err) if errno(&err) == Some(nix::libc::ENODEV) => return Ok(None),

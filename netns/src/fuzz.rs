@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{Emitable, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{Emitable, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 
 use crate::netfilter::{Raw, each};
-use crate::netlink::{HEADER, attributes, errno, refused};
+use crate::netlink::{HEADER, attributes, errno, messages, refused};
 use crate::nft::{self, Element, Family};
 use crate::{Flows, TokenBucket, conntrack, counters, ifb, link, route};
 
@@ -19,16 +19,12 @@ pub fn replies(bytes: &[u8]) {
     elements(bytes);
 }
 
-/// As netlink-proto takes datagrams apart (`NetlinkCodec` in its codecs.rs): what cannot be read is left out.
 fn routes(bytes: &[u8]) {
-    let mut rest = bytes;
-    while let Ok(buffer) = NetlinkBuffer::new_checked(rest) {
-        let Some((one, after)) = rest.split_at_checked(buffer.length() as usize) else { return };
-        rest = after;
-        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(one).map(|message| message.payload) {
-            Ok(NetlinkPayload::InnerMessage(message)) => route_message(&message),
-            Ok(NetlinkPayload::Error(end)) => refusal(end.raw_code(), end.header.get(HEADER..)),
-            Ok(NetlinkPayload::Done(end)) => refusal(end.code, Some(&end.extended_ack)),
+    for (_, answer) in messages(bytes) {
+        match answer {
+            Some(NetlinkPayload::InnerMessage(message)) => route_message(&message),
+            Some(NetlinkPayload::Error(end)) => refusal(end.raw_code(), end.header.get(HEADER..)),
+            Some(NetlinkPayload::Done(end)) => refusal(end.code, Some(&end.extended_ack)),
             _ => {}
         }
     }

@@ -36,7 +36,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `EEXIST` if the name is taken, `EOPNOTSUPP` if the kernel has no ifb.
-    pub async fn create_ifb(&self, name: &LinkName, mac: Mac, mtu: u32) -> Result<u32, Error> {
+    pub fn create_ifb(&self, name: &LinkName, mac: Mac, mtu: u32) -> Result<u32, Error> {
         let failed = |source| Error::Netlink { op: "create ifb", object: name.to_string(), source };
         let mut message = LinkMessage::default();
         message.attributes = vec![
@@ -45,16 +45,16 @@ impl Netlink {
             LinkAttribute::Mtu(mtu),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
         ];
-        let made = self.create(RouteNetlinkMessage::NewLink(message)).await.map_err(failed)?;
-        self.index_of(made, name).await
+        let made = self.create(RouteNetlinkMessage::NewLink(message)).map_err(failed)?;
+        self.index_of(made, name)
     }
 
     /// Leads all that comes in on a link through the ifb. If the ifb goes, nothing passes any more.
     ///
     /// # Errors
     /// `ENODEV` if one of them is gone, `ENOENT` if the kernel lacks cls_bpf or mirred.
-    pub async fn lead_through(&self, index: u32, ifb: u32) -> Result<(), Error> {
-        self.ensure_clsact(index).await?;
+    pub fn lead_through(&self, index: u32, ifb: u32) -> Result<(), Error> {
+        self.ensure_clsact(index)?;
         let actions = [redirect(ifb)];
         let mut bytes = vec![0; actions.as_slice().buffer_len()];
         actions.as_slice().emit(&mut bytes);
@@ -65,7 +65,7 @@ impl Netlink {
             other(TCA_BPF_OPS, match_all()),
             other(TCA_BPF_ACT, bytes),
         ]));
-        let done = self.replace(RouteNetlinkMessage::NewTrafficFilter(message)).await;
+        let done = self.replace(RouteNetlinkMessage::NewTrafficFilter(message));
         done.map_err(|source| Error::Netlink {
             op: "lead through",
             object: format!("{ifb} link {index}"),
@@ -77,8 +77,8 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn is_led_through(&self, index: u32, ifb: u32) -> Result<bool, Error> {
-        match self.query(RouteNetlinkMessage::GetTrafficFilter(filter(index))).await {
+    pub fn is_led_through(&self, index: u32, ifb: u32) -> Result<bool, Error> {
+        match self.query(RouteNetlinkMessage::GetTrafficFilter(filter(index))) {
             Ok(RouteNetlinkMessage::NewTrafficFilter(found)) => Ok(target(&found) == Some(ifb)),
             Ok(_) => Ok(false),
             // EINVAL: the link has no clsact (net/sched/cls_api.c, __tcf_qdisc_find).

@@ -79,25 +79,25 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn link(&self, name: &LinkName) -> Result<Option<Link>, Error> {
+    pub fn link(&self, name: &LinkName) -> Result<Option<Link>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
-        self.one_link(message, name.as_str()).await
+        self.one_link(message, name.as_str())
     }
 
     /// The link of that index, if there is one.
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
+    pub fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.one_link(message, &index.to_string()).await
+        self.one_link(message, &index.to_string())
     }
 
-    async fn one_link(&self, message: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
+    fn one_link(&self, message: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
         let failed = |source| Error::Netlink { op: "look up link", object: object.to_owned(), source };
-        match self.query(RouteNetlinkMessage::GetLink(message)).await {
+        match self.query(RouteNetlinkMessage::GetLink(message)) {
             Ok(answer) => Ok(read(&answer)),
             Err(err) if is_absent(&err) => Ok(None),
             Err(err) => Err(failed(err)),
@@ -108,24 +108,24 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn veths(&self) -> Result<Vec<Link>, Error> {
-        self.links_of(InfoKind::Veth).await
+    pub fn veths(&self) -> Result<Vec<Link>, Error> {
+        self.links_of(InfoKind::Veth)
     }
 
     /// All ifbs in the socket's namespace. A dump too.
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn ifbs(&self) -> Result<Vec<Link>, Error> {
-        self.links_of(InfoKind::Ifb).await
+    pub fn ifbs(&self) -> Result<Vec<Link>, Error> {
+        self.links_of(InfoKind::Ifb)
     }
 
-    async fn links_of(&self, kind: InfoKind) -> Result<Vec<Link>, Error> {
+    fn links_of(&self, kind: InfoKind) -> Result<Vec<Link>, Error> {
         let name = kind.to_string();
         let mut message = LinkMessage::default();
         // The kernel sends this kind only (`link_kind_filtered` in net/core/rtnetlink.c).
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
-        let answers = self.dump(RouteNetlinkMessage::GetLink(message)).await;
+        let answers = self.dump(RouteNetlinkMessage::GetLink(message));
         let answers = answers.map_err(|source| Error::Netlink {
             op: "list links of kind",
             object: name.clone(),
@@ -139,7 +139,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `EEXIST` if either name is taken.
-    pub async fn create_veth(&self, veth: &Veth<'_>) -> Result<u32, Error> {
+    pub fn create_veth(&self, veth: &Veth<'_>) -> Result<u32, Error> {
         let failed = |source| Error::Netlink {
             op: "create veth",
             object: format!("{} {}", veth.name, veth.peer_name),
@@ -150,21 +150,17 @@ impl Netlink {
         let mut message = end(&veth.name, veth.mac, veth);
         let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
         message.attributes.push(LinkAttribute::LinkInfo(info));
-        let made = self.create(RouteNetlinkMessage::NewLink(message)).await.map_err(failed)?;
-        self.index_of(made, &veth.name).await
+        let made = self.create(RouteNetlinkMessage::NewLink(message)).map_err(failed)?;
+        self.index_of(made, &veth.name)
     }
 
     /// The index of a link that was just made, from the kernel's echo of it or else by its name.
-    pub(crate) async fn index_of(
-        &self,
-        made: Option<RouteNetlinkMessage>,
-        name: &LinkName,
-    ) -> Result<u32, Error> {
+    pub(crate) fn index_of(&self, made: Option<RouteNetlinkMessage>, name: &LinkName) -> Result<u32, Error> {
         if let Some(RouteNetlinkMessage::NewLink(made)) = made {
             return Ok(made.header.index);
         }
         // Older kernels do not echo what they made.
-        let link = self.link(name).await?;
+        let link = self.link(name)?;
         link.map(|link| link.index).ok_or_else(|| Error::AbsentLink(name.to_string()))
     }
 
@@ -174,32 +170,32 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENODEV` if it is gone.
-    pub async fn set_up_silent(&self, index: u32) -> Result<(), Error> {
+    pub fn set_up_silent(&self, index: u32) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         let silent = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![silent]));
-        let silenced = self.act(RouteNetlinkMessage::SetLink(message));
-        // Both are on their way at once; the socket keeps their order.
-        let (silenced, up) = futures_util::future::join(silenced, self.set_up(index)).await;
-        match silenced {
-            Ok(()) => up,
+        match self.act(RouteNetlinkMessage::SetLink(message)) {
+            Ok(()) => {}
             // The kernel has no IPv6, or not on this link: there is nothing to silence.
-            Err(err) if errno(&err) == Some(nix::libc::EAFNOSUPPORT) => up,
-            Err(source) => Err(Error::Netlink { op: "silence link", object: index.to_string(), source }),
+            Err(err) if errno(&err) == Some(nix::libc::EAFNOSUPPORT) => {}
+            Err(source) => {
+                return Err(Error::Netlink { op: "silence link", object: index.to_string(), source });
+            }
         }
+        self.set_up(index)
     }
 
     /// Sets a link up.
     ///
     /// # Errors
     /// `ENODEV` if it is gone.
-    pub async fn set_up(&self, index: u32) -> Result<(), Error> {
+    pub fn set_up(&self, index: u32) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        let done = self.act(RouteNetlinkMessage::SetLink(message)).await;
+        let done = self.act(RouteNetlinkMessage::SetLink(message));
         done.map_err(|source| Error::Netlink { op: "set up link", object: index.to_string(), source })
     }
 
@@ -207,10 +203,10 @@ impl Netlink {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for what cannot be deleted, `lo` for one.
-    pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
+    pub fn delete_link(&self, index: u32) -> Result<bool, Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        match self.act(RouteNetlinkMessage::DelLink(message)).await {
+        match self.act(RouteNetlinkMessage::DelLink(message)) {
             Ok(()) => Ok(true),
             Err(err) if is_absent(&err) => Ok(false),
             Err(source) => Err(Error::Netlink { op: "delete link", object: index.to_string(), source }),

@@ -1,46 +1,54 @@
-//! One route-netlink socket: opened in a namespace, driven by the caller's tokio runtime. The only file that speaks
-//! rtnetlink; `link.rs`, `route.rs`, `qdisc.rs` and `ifb.rs` have the messages.
+//! One route-netlink socket: opened in a namespace, asked by whichever thread has it. The only file that speaks route netlink;
+//! `link.rs`, `route.rs`, `qdisc.rs` and `ifb.rs` have the messages.
 //!
-//! rtnetlink's own `NetworkNamespace` is not used: it forks. Its requests for single objects are built here by hand, so that
-//! a lookup of one link is one message and never a dump of all.
+//! The kernel answers within sendmsg(2), and goes on with a long list within recvmsg(2) (`rtnetlink_rcv` in net/core/rtnetlink.c,
+//! `netlink_rcv_skb` and `netlink_recvmsg` in net/netlink/af_netlink.c). So nothing here waits: what is to be read is there.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
-use futures_util::StreamExt;
 use netlink_packet_core::{
     NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL,
-    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use rtnetlink::{Handle, new_connection_with_strict_check};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::libc;
 
 use crate::{Error, NetNs};
 
-/// A socket in one namespace. Requests may overlap: each waits for its own answer. The socket is closed when the last clone
-/// is dropped.
-#[derive(Debug, Clone)]
+/// One read: the kernel makes no message of a list longer (`netlink_dump` in net/netlink/af_netlink.c), and what it says of one
+/// object has a few kB.
+const ANSWER: usize = 32 * 1024;
+
+/// A socket in one namespace. Threads may share it: their requests are made one at a time, and each gets its own answer.
+#[derive(Debug)]
 pub struct Netlink {
-    handle: Handle,
+    socket: Socket,
+    talk: Mutex<Talk>,
+}
+
+/// Held from a request to the end of its answer.
+#[derive(Debug)]
+struct Talk {
+    /// Of the last request: its answer bears the same number.
+    sequence: u32,
+    buffer: Vec<u8>,
 }
 
 impl Netlink {
-    /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime with I/O enabled, which then
-    /// drives it.
+    /// Opens a socket in the calling thread's namespace.
     ///
     /// # Errors
     /// [`Error::Socket`].
     pub fn open() -> Result<Netlink, Error> {
-        // Strict checking makes the kernel honour the filters of a dump (`NETLINK_GET_STRICT_CHK`, netlink(7)).
-        let (mut connection, handle, _) = new_connection_with_strict_check().map_err(Error::Socket)?;
-        let socket = connection.socket_mut();
-        let socket = netlink_sys::AsyncSocket::socket_mut(socket);
-        // The kernel's words for what it did not like, right behind the header of the refused message.
-        socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true)).map_err(Error::Socket)?;
-        // Without its last message, an answer that was cut short would look like a whole one.
-        connection.set_forward_ack(true);
-        connection.set_forward_done(true);
-        tokio::spawn(connection);
-        Ok(Netlink { handle })
+        let socket = Socket::new(NETLINK_ROUTE).map_err(Error::Socket)?;
+        // Strict checking makes the kernel honour the filters of a dump (`NETLINK_GET_STRICT_CHK`, netlink(7)). Then its words for
+        // what it did not like, right behind the header of the refused message.
+        let set = socket.set_netlink_get_strict_chk(true).and_then(|()| socket.set_ext_ack(true));
+        set.and_then(|()| socket.set_cap_ack(true)).map_err(Error::Socket)?;
+        Ok(Netlink { socket, talk: Mutex::new(Talk { sequence: 0, buffer: Vec::with_capacity(ANSWER) }) })
     }
 
     /// Opens a socket in `netns`; the calling thread does not enter it.
@@ -48,18 +56,12 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::open`] and [`NetNs::run`].
     pub fn open_in(netns: &NetNs) -> Result<Netlink, Error> {
-        let runtime =
-            tokio::runtime::Handle::try_current().map_err(|err| Error::Socket(io::Error::other(err)))?;
-        netns.run(|| {
-            let _runtime = runtime.enter();
-            Netlink::open()
-        })?
+        netns.run(Netlink::open)?
     }
 
     /// Asks for one object.
-    pub(crate) async fn query(&self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        // The parser drops what it cannot read, a name that is not UTF-8 for one: the acknowledgement ends the wait.
-        let answers = self.request(message, NLM_F_REQUEST | NLM_F_ACK).await?;
+    pub(crate) fn query(&self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let answers = self.request(message, NLM_F_REQUEST)?;
         answers
             .into_iter()
             .next()
@@ -68,62 +70,107 @@ impl Netlink {
 
     /// Asks for one object of those that the kernel tells to whoever listens, and to the asker as an echo only. It is
     /// silent about what it made itself.
-    pub(crate) async fn query_echo(
-        &self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Option<RouteNetlinkMessage>> {
-        Ok(self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO).await?.into_iter().next())
+    pub(crate) fn query_echo(&self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO)?.into_iter().next())
     }
 
     /// Asks for those objects that match.
-    pub(crate) async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.request(message, NLM_F_REQUEST | NLM_F_DUMP).await
+    pub(crate) fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.request(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 
     /// Creates an object that must not exist yet, and returns it where the kernel echoes such a message.
-    pub(crate) async fn create(
-        &self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Option<RouteNetlinkMessage>> {
+    pub(crate) fn create(&self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
-        Ok(self.request(message, flags).await?.into_iter().next())
+        Ok(self.request(message, flags)?.into_iter().next())
     }
 
     /// Creates an object, in the place of one with the same key.
-    pub(crate) async fn replace(&self, message: RouteNetlinkMessage) -> io::Result<()> {
-        self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+    pub(crate) fn replace(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).map(drop)
     }
 
     /// Changes or deletes an object.
-    pub(crate) async fn act(&self, message: RouteNetlinkMessage) -> io::Result<()> {
-        self.request(message, NLM_F_REQUEST | NLM_F_ACK).await.map(drop)
+    pub(crate) fn act(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_REQUEST | NLM_F_ACK).map(drop)
     }
 
-    async fn request(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        let Talk { sequence, buffer } = &mut *talk;
+        *sequence = sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
-        request.header.flags = flags;
-        let mut handle = self.handle.clone();
-        let mut answers = handle.request(request).map_err(io::Error::other)?;
+        (request.header.flags, request.header.sequence_number) = (flags, *sequence);
+        request.finalize();
+        buffer.clear();
+        buffer.resize(request.buffer_len(), 0);
+        request.serialize(buffer);
+        uninterrupted(|| self.socket.send(buffer, 0))?;
         let mut found = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => found.push(message),
-                NetlinkPayload::Error(end) => {
-                    return refused(end.raw_code(), end.header.get(HEADER..)).map_or(Ok(found), Err);
+        loop {
+            self.receive(buffer)?;
+            // An answer that was given up is still there, before this one.
+            for (_, answer) in messages(buffer).filter(|(number, _)| number == sequence) {
+                match answer {
+                    Some(NetlinkPayload::InnerMessage(message)) => found.push(message),
+                    Some(NetlinkPayload::Error(end)) => {
+                        return refused(end.raw_code(), end.header.get(HEADER..)).map_or(Ok(found), Err);
+                    }
+                    Some(NetlinkPayload::Done(end)) => {
+                        return refused(end.code, Some(&end.extended_ack)).map_or(Ok(found), Err);
+                    }
+                    _ => {}
                 }
-                NetlinkPayload::Done(end) => {
-                    return refused(end.code, Some(&end.extended_ack)).map_or(Ok(found), Err);
+                // Nothing comes behind the one object that was asked for.
+                if flags == NLM_F_REQUEST {
+                    return Ok(found);
                 }
-                _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        // The runtime ended, or the socket broke: nobody knows whether it was done.
-        Err(io::ErrorKind::ConnectionAborted.into())
     }
+
+    /// Reads what the kernel has said next. Had it said nothing, that would be an error, and no wait without end.
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            buffer.clear();
+            let read = || self.socket.recv_from(buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC);
+            let (length, from) = uninterrupted(read)?;
+            if length > buffer.len() {
+                // Without its end, it would look like a whole one.
+                let text = format!("answer of {length} bytes, at most {} are read", buffer.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            // Who has CAP_NET_ADMIN in the namespace may send to the socket too, but this number is the kernel's (netlink(7)).
+            if from.port_number() == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// The messages of a datagram, up to where it cannot be taken apart: the number of the request that each answers, and what it says.
+/// `None` for what cannot be read, a name that is not UTF-8 for one.
+pub(crate) fn messages(
+    datagram: &[u8],
+) -> impl Iterator<Item = (u32, Option<NetlinkPayload<RouteNetlinkMessage>>)> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let header = NetlinkBuffer::new_checked(rest).ok()?;
+        let (number, length) = (header.sequence_number(), header.length() as usize);
+        let message = NetlinkMessage::deserialize(rest.get(..length)?);
+        // Messages are padded to four bytes (netlink(7), `NLMSG_ALIGN`).
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((number, message.ok().map(|message| message.payload)))
+    })
 }
 
 /// Bytes of the refused message's header (`struct nlmsghdr`), which is repeated before the kernel's explanation.
@@ -181,7 +228,56 @@ pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::explanation;
+    use netlink_packet_core::ErrorMessage;
+    use netlink_packet_route::link::LinkMessage;
+    use netlink_sys::SocketAddr;
+
+    use super::*;
+
+    fn bytes(sequence: u32, payload: NetlinkPayload<RouteNetlinkMessage>) -> Vec<u8> {
+        let mut message = NetlinkMessage::new(Default::default(), payload);
+        (message.header.flags, message.header.sequence_number) = (NLM_F_REQUEST | NLM_F_ACK, sequence);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn an_answer_that_was_left_is_not_the_next_requests() {
+        let netlink = Netlink::open_in(&NetNs::create().unwrap()).unwrap();
+        let mut lo = LinkMessage::default();
+        lo.header.index = 1;
+        let lo = NetlinkPayload::from(RouteNetlinkMessage::GetLink(lo));
+        netlink.socket.send(&bytes(77, lo), 0).unwrap();
+        assert_eq!(netlink.link_by_index(4711).unwrap(), None);
+        assert_eq!(netlink.link_by_index(1).unwrap().unwrap().name, "lo");
+    }
+
+    #[test]
+    fn what_others_send_is_no_answer() {
+        let host = NetNs::create().unwrap();
+        let netlink = Netlink::open_in(&host).unwrap();
+        netlink.link_by_index(1).unwrap();
+        let mut address = SocketAddr::new(0, 0);
+        netlink.socket.get_address(&mut address).unwrap();
+        let mut forged = ErrorMessage::default();
+        forged.code = std::num::NonZeroI32::new(-libc::ENODEV);
+        forged.header = vec![0; HEADER];
+        let forged = bytes(2, NetlinkPayload::Error(forged));
+        let send = || Socket::new(NETLINK_ROUTE).unwrap().send_to(&forged, &address, 0).unwrap();
+        assert_eq!(host.run(send).unwrap(), forged.len());
+        assert_eq!(netlink.link_by_index(1).unwrap().unwrap().name, "lo");
+    }
+
+    #[test]
+    fn a_datagram_is_read_as_far_as_it_goes() {
+        let whole = [bytes(1, NetlinkPayload::Noop), bytes(2, NetlinkPayload::Noop)].concat();
+        for len in 0..=whole.len() {
+            let numbers: Vec<u32> = messages(&whole[..len]).map(|(number, _)| number).collect();
+            assert_eq!(numbers, [1, 2][..len / HEADER], "{len}");
+        }
+    }
 
     #[test]
     fn the_kernels_words_are_found_behind_other_attributes() {

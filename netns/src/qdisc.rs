@@ -38,7 +38,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENODEV` if the link is gone, `ENOENT` if the kernel has no tbf, `EINVAL` for a rate or burst of zero.
-    pub async fn set_token_bucket(&self, index: u32, bucket: &TokenBucket) -> Result<(), Error> {
+    pub fn set_token_bucket(&self, index: u32, bucket: &TokenBucket) -> Result<(), Error> {
         let failed =
             |source| Error::Netlink { op: "limit the rate of link", object: index.to_string(), source };
         let mut message = of_link(index, TcHandle::ROOT);
@@ -50,19 +50,18 @@ impl Netlink {
                 option(TCA_TBF_BURST, bucket.burst.to_ne_bytes().to_vec()),
             ]),
         ];
-        self.replace(RouteNetlinkMessage::NewQueueDiscipline(message)).await.map_err(failed)
+        self.replace(RouteNetlinkMessage::NewQueueDiscipline(message)).map_err(failed)
     }
 
     /// Whether exactly this token bucket is at the root of a link.
     ///
     /// # Errors
     /// `ENODEV` if the link is gone.
-    pub async fn has_token_bucket(&self, index: u32, bucket: &TokenBucket) -> Result<bool, Error> {
+    pub fn has_token_bucket(&self, index: u32, bucket: &TokenBucket) -> Result<bool, Error> {
         let failed =
             |source| Error::Netlink { op: "look up the qdisc of link", object: index.to_string(), source };
         let message = of_link(index, TcHandle::ROOT);
-        let answer =
-            self.query_echo(RouteNetlinkMessage::GetQueueDiscipline(message)).await.map_err(failed)?;
+        let answer = self.query_echo(RouteNetlinkMessage::GetQueueDiscipline(message)).map_err(failed)?;
         // The kernel is silent about a qdisc that it gave itself.
         let Some(RouteNetlinkMessage::NewQueueDiscipline(found)) = answer else { return Ok(false) };
         Ok(bucket.is(&found))
@@ -72,11 +71,11 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub(crate) async fn ensure_clsact(&self, index: u32) -> Result<(), Error> {
+    pub(crate) fn ensure_clsact(&self, index: u32) -> Result<(), Error> {
         let mut message = of_link(index, TcHandle::CLSACT);
         message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
         message.attributes.push(TcAttribute::Kind("clsact".into()));
-        match self.create(RouteNetlinkMessage::NewQueueDiscipline(message)).await {
+        match self.create(RouteNetlinkMessage::NewQueueDiscipline(message)) {
             Ok(_) => Ok(()),
             Err(err) if errno(&err) == Some(nix::libc::EEXIST) => Ok(()),
             Err(source) => {

@@ -54,7 +54,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
+    pub fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
         message.header.index = index;
@@ -63,7 +63,7 @@ impl Netlink {
         if address.is_ipv6() {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        let done = self.replace(RouteNetlinkMessage::NewAddress(message)).await;
+        let done = self.replace(RouteNetlinkMessage::NewAddress(message));
         done.map_err(|source| Error::Netlink {
             op: "add address",
             object: format!("{address} to link {index}"),
@@ -75,12 +75,12 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENODEV` if the link is gone.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, Error> {
+    pub fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, Error> {
         let mut message = AddressMessage::default();
         message.header.index = index;
         let failed =
             |source| Error::Netlink { op: "list addresses of link", object: index.to_string(), source };
-        let answers = self.dump(RouteNetlinkMessage::GetAddress(message)).await.map_err(failed)?;
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(message)).map_err(failed)?;
         let addresses = answers.into_iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewAddress(message) => {
                 let prefix = message.header.prefix_len;
@@ -98,8 +98,8 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENETDOWN` if the link is down.
-    pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        let done = self.replace(RouteNetlinkMessage::NewRoute(route.message())).await;
+    pub fn replace_route(&self, route: &Route) -> Result<(), Error> {
+        let done = self.replace(RouteNetlinkMessage::NewRoute(route.message()));
         done.map_err(|source| Error::Netlink { op: "add route", object: route.to_string(), source })
     }
 
@@ -107,8 +107,8 @@ impl Netlink {
     ///
     /// # Errors
     /// As of [`Netlink::replace_route`].
-    pub async fn add_route(&self, route: &Route) -> Result<bool, Error> {
-        match self.create(RouteNetlinkMessage::NewRoute(route.message())).await {
+    pub fn add_route(&self, route: &Route) -> Result<bool, Error> {
+        match self.create(RouteNetlinkMessage::NewRoute(route.message())) {
             Ok(_) => Ok(true),
             Err(err) if errno(&err) == Some(nix::libc::EEXIST) => Ok(false),
             Err(source) => Err(Error::Netlink { op: "add route", object: route.to_string(), source }),
@@ -119,8 +119,8 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn delete_route(&self, route: &Route) -> Result<bool, Error> {
-        match self.act(RouteNetlinkMessage::DelRoute(route.message())).await {
+    pub fn delete_route(&self, route: &Route) -> Result<bool, Error> {
+        match self.act(RouteNetlinkMessage::DelRoute(route.message())) {
             Ok(()) => Ok(true),
             // ESRCH: no such route; ENODEV: no such link, and its routes went with it (net/ipv6/route.c).
             Err(err) if matches!(errno(&err), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(false),
@@ -132,10 +132,10 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn has_route(&self, route: &Route) -> Result<bool, Error> {
+    pub fn has_route(&self, route: &Route) -> Result<bool, Error> {
         let asked = if route.prefix == 0 { elsewhere(route.destination) } else { route.destination };
         // The route as it is in the table, not what a packet makes of it.
-        let Some(found) = self.way_to(asked, RouteFlags::FibMatch).await? else { return Ok(false) };
+        let Some(found) = self.way_to(asked, RouteFlags::FibMatch)? else { return Ok(false) };
         Ok(link_of(&found) == Some(route.index)
             && gateway_of(&found) == route.via
             && found.header.destination_prefix_length == route.prefix)
@@ -145,14 +145,14 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn has_routes_over(&self, index: u32) -> Result<bool, Error> {
+    pub fn has_routes_over(&self, index: u32) -> Result<bool, Error> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
             // The kernel sends those of this link and maker only (`ip_valid_fib_dump_req` in net/ipv4/fib_frontend.c).
             message.attributes.push(RouteAttribute::Oif(index));
-            match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
+            match self.dump(RouteNetlinkMessage::GetRoute(message)) {
                 Ok(routes) if routes.iter().any(|route| is_ours_over(route, index)) => return Ok(true),
                 Ok(_) => {}
                 // The link is gone, or the kernel has no IPv6.
@@ -170,12 +170,12 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn default_route_link(&self) -> Result<Option<Link>, Error> {
+    pub fn default_route_link(&self) -> Result<Option<Link>, Error> {
         for address in [IpAddr::V4(ELSEWHERE), IpAddr::V6(ELSEWHERE_V6)] {
             // What a packet makes of the route is one link, of several next hops too.
-            let Some(found) = self.way_to(address, RouteFlags::empty()).await? else { continue };
+            let Some(found) = self.way_to(address, RouteFlags::empty())? else { continue };
             let Some(index) = link_of(&found) else { continue };
-            return self.link_by_index(index).await;
+            return self.link_by_index(index);
         }
         Ok(None)
     }
@@ -184,9 +184,9 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn default_route(&self, ipv4: bool) -> Result<Option<Route>, Error> {
+    pub fn default_route(&self, ipv4: bool) -> Result<Option<Route>, Error> {
         let asked = if ipv4 { IpAddr::V4(ELSEWHERE) } else { IpAddr::V6(ELSEWHERE_V6) };
-        let found = self.way_to(asked, RouteFlags::FibMatch).await?;
+        let found = self.way_to(asked, RouteFlags::FibMatch)?;
         let found = found.filter(|route| route.header.destination_prefix_length == 0);
         let Some((found, index)) = found.as_ref().and_then(|route| Some((route, link_of(route)?))) else {
             return Ok(None);
@@ -195,17 +195,17 @@ impl Netlink {
     }
 
     /// Over which link what an own address sends leaves the node.
-    pub(crate) async fn way_from(&self, source: IpAddr) -> Result<Option<u32>, Error> {
-        let found = self.ask_way(elsewhere(source), Some(source), RouteFlags::empty()).await?;
+    pub(crate) fn way_from(&self, source: IpAddr) -> Result<Option<u32>, Error> {
+        let found = self.ask_way(elsewhere(source), Some(source), RouteFlags::empty())?;
         Ok(found.as_ref().and_then(link_of))
     }
 
     /// How the kernel would send to an address; `None` if it would not.
-    async fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<RouteMessage>, Error> {
-        self.ask_way(address, None, flags).await
+    fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<RouteMessage>, Error> {
+        self.ask_way(address, None, flags)
     }
 
-    async fn ask_way(
+    fn ask_way(
         &self,
         address: IpAddr,
         source: Option<IpAddr>,
@@ -220,7 +220,7 @@ impl Netlink {
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(address.into()));
-        match self.query(RouteNetlinkMessage::GetRoute(message)).await {
+        match self.query(RouteNetlinkMessage::GetRoute(message)) {
             // IPv6 tells of a route that refuses; to an own address the way is `lo`.
             Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Unicast => {
                 Ok(Some(route))
@@ -237,12 +237,12 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn replace_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
+    pub fn replace_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
         let mut message = neighbour(index, address);
         message.header.state = NeighbourState::Permanent;
         message.header.kind = RouteType::Unicast;
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
-        let done = self.replace(RouteNetlinkMessage::NewNeighbour(message)).await;
+        let done = self.replace(RouteNetlinkMessage::NewNeighbour(message));
         done.map_err(|source| Error::Netlink {
             op: "add neighbour",
             object: format!("{address} to link {index}"),
@@ -254,10 +254,10 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn has_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<bool, Error> {
+    pub fn has_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<bool, Error> {
         let message = neighbour(index, address);
         let wanted = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
-        match self.query(RouteNetlinkMessage::GetNeighbour(message)).await {
+        match self.query(RouteNetlinkMessage::GetNeighbour(message)) {
             Ok(RouteNetlinkMessage::NewNeighbour(found)) => {
                 Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&wanted))
             }

@@ -24,7 +24,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn route_source(&self, source: IpAddr, via: Option<IpAddr>, index: u32) -> Result<(), Error> {
+    pub fn route_source(&self, source: IpAddr, via: Option<IpAddr>, index: u32) -> Result<(), Error> {
         let failed = |err| Error::Netlink {
             op: "route what comes from",
             object: format!("{source} over link {index}"),
@@ -35,8 +35,8 @@ impl Netlink {
         // The header has no room for such a number (include/uapi/linux/rtnetlink.h).
         route.header.table = RouteHeader::RT_TABLE_UNSPEC;
         route.attributes.push(RouteAttribute::Table(TABLE | index));
-        self.replace(RouteNetlinkMessage::NewRoute(route)).await.map_err(failed)?;
-        match self.create(RouteNetlinkMessage::NewRule(rule(source, index))).await {
+        self.replace(RouteNetlinkMessage::NewRoute(route)).map_err(failed)?;
+        match self.create(RouteNetlinkMessage::NewRule(rule(source, index))) {
             Err(err) if errno(&err) != Some(nix::libc::EEXIST) => Err(failed(err)),
             _ => Ok(()),
         }
@@ -46,8 +46,8 @@ impl Netlink {
     ///
     /// # Errors
     /// [`Error::Netlink`].
-    pub async fn routes_source(&self, source: IpAddr, index: u32) -> Result<bool, Error> {
-        Ok(self.way_from(source).await? == Some(index))
+    pub fn routes_source(&self, source: IpAddr, index: u32) -> Result<bool, Error> {
+        Ok(self.way_from(source)? == Some(index))
     }
 }
 

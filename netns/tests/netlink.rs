@@ -1,4 +1,4 @@
-//! The socket: what it says when the kernel's answer is not what was hoped for.
+//! The socket: what it says when the kernel's answer is not what was hoped for, and that of several answers each is somebody's.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -6,85 +6,84 @@ mod common;
 
 use std::error::Error as _;
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
-use std::pin::pin;
 use std::process::Command;
-use std::sync::mpsc;
-use std::task::{Context, Waker};
-use std::time::Duration;
+use std::thread;
 
-use common::{block_on, ip};
-use futures_util::future::join_all;
-use weft_netns::{Error, NetNs, Netlink};
+use common::ip;
+use weft_netns::{NetNs, Netlink};
 
 #[test]
-fn an_answer_that_cannot_be_read_is_an_error_and_no_endless_wait() {
-    let (done, answer) = mpsc::channel();
-    std::thread::spawn(move || {
-        let host = NetNs::create().unwrap();
-        let name = OsStr::from_bytes(b"not-utf8-\xff");
-        let add = || {
-            let mut command = Command::new("ip");
-            command.args(["link", "add"]).arg(name).args(["type", "veth", "peer", "name", "peer"]);
-            command.status().unwrap()
-        };
-        assert!(host.run(add).unwrap().success());
-        let found = block_on(async {
-            let netlink = Netlink::open_in(&host).unwrap();
-            let peer = netlink.link(&"peer".parse().unwrap()).await.unwrap().unwrap();
-            let found = netlink.link_by_index(peer.peer_index.unwrap()).await;
-            assert!(netlink.link_by_index(1).await.unwrap().is_some(), "the socket is still good");
-            found
-        });
-        done.send(found).unwrap();
-    });
-    let err = answer.recv_timeout(Duration::from_secs(10)).unwrap().unwrap_err();
+fn an_answer_that_cannot_be_read_is_an_error_and_the_next_one_is_the_next_requests() {
+    let host = NetNs::create().unwrap();
+    let name = OsStr::from_bytes(b"not-utf8-\xff");
+    let add = || {
+        let mut command = Command::new("ip");
+        command.args(["link", "add"]).arg(name).args(["type", "veth", "peer", "name", "peer"]);
+        command.status().unwrap()
+    };
+    assert!(host.run(add).unwrap().success());
+    let netlink = Netlink::open_in(&host).unwrap();
+    let peer = netlink.link(&"peer".parse().unwrap()).unwrap().unwrap();
+    let err = netlink.link_by_index(peer.peer_index.unwrap()).unwrap_err();
     assert_eq!(err.source().unwrap().to_string(), "unreadable answer");
-}
-
-#[test]
-fn a_request_whose_runtime_ends_is_not_taken_for_done() {
-    let host = NetNs::create().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let netlink = runtime.block_on(async { Netlink::open_in(&host).unwrap() });
-    let mut request = pin!(netlink.set_up(1));
-    assert!(request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    drop(runtime);
-    block_on(request).unwrap_err();
-    block_on(netlink.set_up(1)).unwrap_err();
-}
-
-#[test]
-fn a_socket_needs_a_runtime() {
-    let host = NetNs::create().unwrap();
-    assert!(matches!(Netlink::open_in(&host), Err(Error::Socket(_))));
+    assert_eq!(netlink.link_by_index(1).unwrap().unwrap().name, "lo", "the socket is still good");
+    let veths = netlink.veths().unwrap();
+    assert_eq!(veths.iter().map(|link| link.index).collect::<Vec<_>>(), [peer.index], "left out of a list");
 }
 
 #[test]
 fn a_list_that_ends_in_an_error_is_an_error() {
     let host = NetNs::create().unwrap();
-    let err = block_on(async { Netlink::open_in(&host).unwrap().addresses(4711).await }).unwrap_err();
+    let netlink = Netlink::open_in(&host).unwrap();
+    let err = netlink.addresses(4711).unwrap_err();
     assert_eq!(
         (err.errno(), err.to_string().as_str()),
         (Some(nix::libc::ENODEV), "list addresses of link 4711")
     );
+    assert_eq!(netlink.addresses(1).unwrap(), [], "the socket is still good");
 }
 
 #[test]
-fn requests_overlap_and_each_gets_its_own_answer() {
+fn a_list_of_many_datagrams_is_whole() {
     let host = NetNs::create().unwrap();
-    block_on(async {
-        let netlink = Netlink::open_in(&host).unwrap();
-        let addresses: Vec<_> = (0..200).map(|last| [10, 9, 0, last].into()).collect();
-        let adding = join_all(addresses.iter().map(|address| netlink.add_address(1, *address, 32))).await;
-        adding.into_iter().for_each(Result::unwrap);
-        let asking = join_all((0..50).map(|index| netlink.link_by_index(index % 2 + 1))).await;
-        for (index, link) in asking.into_iter().enumerate() {
-            assert_eq!(link.unwrap().is_some(), index % 2 == 0, "only lo is there");
+    let netlink = Netlink::open_in(&host).unwrap();
+    let addresses: Vec<IpAddr> =
+        (0..2000_u16).map(|at| [10, 9, at.to_be_bytes()[0], at.to_be_bytes()[1]].into()).collect();
+    for address in &addresses {
+        netlink.add_address(1, *address, 32).unwrap();
+    }
+    let mut listed = netlink.addresses(1).unwrap();
+    listed.sort_unstable();
+    assert_eq!(listed, addresses.iter().map(|address| (*address, 32)).collect::<Vec<_>>());
+    assert_eq!(ip(&host, "addr show lo")[0]["addr_info"].as_array().unwrap().len(), 2000);
+}
+
+#[test]
+fn threads_share_a_socket_and_each_gets_its_own_answers() {
+    let host = NetNs::create().unwrap();
+    let netlink = Netlink::open_in(&host).unwrap();
+    thread::scope(|scope| {
+        for number in 0..4_u8 {
+            let netlink = &netlink;
+            scope.spawn(move || {
+                for last in 0..50 {
+                    netlink.add_address(1, [10, 9, number, last].into(), 32).unwrap();
+                    let index = u32::from(last % 2 + 1);
+                    assert_eq!(
+                        netlink.link_by_index(index).unwrap().is_some(),
+                        index == 1,
+                        "only lo is there"
+                    );
+                    let own = netlink.addresses(1).unwrap();
+                    let own = own.iter().filter(|(address, _)| {
+                        matches!(address, IpAddr::V4(address) if address.octets()[2] == number)
+                    });
+                    assert_eq!(own.count(), usize::from(last) + 1);
+                }
+            });
         }
-        let mut listed = netlink.addresses(1).await.unwrap();
-        listed.sort_unstable();
-        assert_eq!(listed, addresses.iter().map(|address| (*address, 32)).collect::<Vec<_>>());
     });
     assert_eq!(ip(&host, "addr show lo")[0]["addr_info"].as_array().unwrap().len(), 200);
 }

@@ -71,24 +71,24 @@ impl Limit {
 
 /// Puts the pod's limits in force: before the links rise, so before the first packet, and without the grace period that
 /// a link which is up would wait for.
-pub(crate) async fn limit(host: &Netlink, record: &Record, names: &Names) -> Result<(), Error> {
+pub(crate) fn limit(host: &Netlink, record: &Record, names: &Names) -> Result<(), Error> {
     if let Some(limit) = &record.bandwidth.ingress {
-        host.set_token_bucket(record.host_index, &limit.bucket(record.mtu)).await?;
+        host.set_token_bucket(record.host_index, &limit.bucket(record.mtu))?;
     }
     let Some(limit) = &record.bandwidth.egress else { return Ok(()) };
-    let ifb = create_ifb(host, names, record.mtu).await?;
+    let ifb = create_ifb(host, names, record.mtu)?;
     failpoint("ifb");
-    host.set_token_bucket(ifb, &limit.bucket(record.mtu)).await?;
-    host.set_up_silent(ifb).await?;
-    host.lead_through(record.host_index, ifb).await
+    host.set_token_bucket(ifb, &limit.bucket(record.mtu))?;
+    host.set_up_silent(ifb)?;
+    host.lead_through(record.host_index, ifb)
 }
 
 /// An ifb of this name that no record knows, left by a node whose store was lost, is replaced.
-async fn create_ifb(host: &Netlink, names: &Names, mtu: u32) -> Result<u32, Error> {
+fn create_ifb(host: &Netlink, names: &Names, mtu: u32) -> Result<u32, Error> {
     let (name, mac) = (names.ifb.parse()?, names.ifb_mac);
-    match host.create_ifb(&name, mac, mtu).await {
-        Err(err) if err.errno() == Some(nix::libc::EEXIST) && delete_ifb(host, &name).await? => {
-            host.create_ifb(&name, mac, mtu).await
+    match host.create_ifb(&name, mac, mtu) {
+        Err(err) if err.errno() == Some(nix::libc::EEXIST) && delete_ifb(host, &name)? => {
+            host.create_ifb(&name, mac, mtu)
         }
         made => made,
     }
@@ -96,17 +96,17 @@ async fn create_ifb(host: &Netlink, names: &Names, mtu: u32) -> Result<u32, Erro
 
 /// Removes what [`limit`] made and what does not die with the pair of links. The caller waits for the kernel's grace
 /// periods, 16 ms, if the pod's sending is limited; moving the ifb into a dying namespace takes as long.
-pub(crate) async fn lift(host: &Netlink, record: &Record, names: &Names) -> Result<(), Error> {
+pub(crate) fn lift(host: &Netlink, record: &Record, names: &Names) -> Result<(), Error> {
     if record.bandwidth.egress.is_some() {
-        delete_ifb(host, &names.ifb.parse()?).await?;
+        delete_ifb(host, &names.ifb.parse()?)?;
     }
     Ok(())
 }
 
 /// `false` if there is none, or what has the name is no ifb.
-async fn delete_ifb(host: &Netlink, name: &LinkName) -> Result<bool, Error> {
-    match host.link(name).await? {
-        Some(link) if link.kind.as_deref() == Some("ifb") => host.delete_link(link.index).await,
+fn delete_ifb(host: &Netlink, name: &LinkName) -> Result<bool, Error> {
+    match host.link(name)? {
+        Some(link) if link.kind.as_deref() == Some("ifb") => host.delete_link(link.index),
         _ => Ok(false),
     }
 }

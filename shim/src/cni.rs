@@ -15,6 +15,8 @@ pub(crate) mod fuzz;
 mod result;
 
 use std::io::{Read, Write};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use weft_ipam::{Family, Owner};
@@ -76,18 +78,24 @@ fn perform(command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Fa
 }
 
 fn call(config: &Config, command: Command, conf: Conf) -> Result<Option<serde_json::Value>, Failure> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Failure::Runtime)?;
-    runtime.block_on(async {
-        match command {
-            Command::Add => add(config, conf).await.map(Some),
-            Command::Del => del(config).await.map(|()| None),
-            Command::Check => check(config, conf).await.map(|()| None),
-            Command::Status => status(config, &conf).await.map(|()| None),
-            Command::Gc => gc(config, &conf).await.map(|()| None),
-            Command::Version => Ok(None),
-        }
-    })
+    match command {
+        Command::Add => wait(add(config, conf)).map(Some),
+        Command::Del => wait(del(config)).map(|()| None),
+        Command::Check => check(config, conf).map(|()| None),
+        Command::Status => wait(status(config, &conf)).map(|()| None),
+        Command::Gc => gc(config, &conf).map(|()| None),
+        Command::Version => Ok(None),
+    }
+}
+
+/// Only somebody else's [turn](crate::turn) is ever waited for: unless one has to be, no event loop is made.
+fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut work = pin!(work);
+    if let Poll::Ready(done) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return done;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Failure::Runtime)?;
+    runtime.block_on(work)
 }
 
 async fn add(config: &Config, conf: Conf) -> Result<serde_json::Value, Failure> {
@@ -117,7 +125,7 @@ async fn del(config: &Config) -> Result<(), Failure> {
     Ok(pod::detach(config, &env.owner()?, env.links()).await.or_else(pod::DetachError::unless_kept)?)
 }
 
-async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
+fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
     let env = Env::read(Command::Check)?;
     let owner = env.owner()?;
     if conf.prev_result.is_none() {
@@ -129,7 +137,7 @@ async fn check(config: &Config, conf: Conf) -> Result<(), Failure> {
     let record = Ledger::open(config)?.read(&owner)?.filter(Record::is_attached);
     let record = record.ok_or_else(|| Failure::Unknown { owner: owner_name(&owner) })?;
     check::same_as_reported(&record, conf.prev_result.as_ref())?;
-    Ok(check::whole(config, &record).await?)
+    Ok(check::whole(config, &record)?)
 }
 
 fn owner_name(owner: &Owner) -> String {
@@ -157,7 +165,7 @@ fn full_family(ledger: &Ledger, network: &pod::Network) -> Result<Option<Family>
 }
 
 /// Detaches everything of this network that the runtime no longer knows, and removes what has no record.
-async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
+fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
     let valid = conf.valid_attachments.as_ref().ok_or(Failure::Conf {
         field: "cni.dev/valid-attachments",
         problem: "is missing, and without it every attachment would be removed".into(),
@@ -168,6 +176,6 @@ async fn gc(config: &Config, conf: &Conf) -> Result<(), Failure> {
         };
         valid.iter().any(same)
     };
-    let left = reconcile::collect(config, &conf.name, known).await?.left();
+    let left = reconcile::collect(config, &conf.name, known)?.left();
     if left.is_empty() { Ok(()) } else { Err(Failure::Left { left }) }
 }

@@ -108,17 +108,10 @@ impl Server {
 
     /// A shim's thread is in its pod's namespace, so what asks the node's links does it on a thread that enters the node's. In `weft
     /// serve`, which never leaves, it is done here.
-    async fn at_home<T: Send>(&self, work: impl Future<Output = T> + Send) -> ttrpc::Result<T> {
+    fn at_home<T: Send>(&self, work: impl FnOnce() -> T + Send) -> ttrpc::Result<T> {
         match self.scope {
-            Scope::Node => Ok(work.await),
-            Scope::Container(_) => {
-                let run = || {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-                    runtime.map(|runtime| runtime.block_on(work))
-                };
-                let done = self.home.run(run).map_err(|err| status(Code::INTERNAL, &err))?;
-                done.map_err(|err| status(Code::INTERNAL, &err))
-            }
+            Scope::Node => Ok(work()),
+            Scope::Container(_) => self.home.run(work).map_err(|err| status(Code::INTERNAL, &err)),
         }
     }
 
@@ -180,7 +173,7 @@ impl PodNetwork for Server {
             State::Attaching => vec!["the attach has not come to its end".to_owned()],
             State::Detaching => vec!["the detach has not come to its end".to_owned()],
             State::Attached => {
-                let checked = self.at_home(check::whole(&self.config, &record)).await?;
+                let checked = self.at_home(|| check::whole(&self.config, &record))?;
                 checked.err().map(|deviation| chain(&deviation)).into_iter().collect()
             }
         };
@@ -204,7 +197,7 @@ impl PodNetwork for Server {
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let page = self.page(&request.filter, request.page_size, &request.page_token)?;
-        let stats = self.at_home(stats::of_all(&self.config, &page.records)).await?;
+        let stats = self.at_home(|| stats::of_all(&self.config, &page.records))?;
         let stats = stats.map_err(Error::status)?;
         Ok(api::StatsResponse { stats, next_page_token: page.next, ..Default::default() })
     }
@@ -213,7 +206,7 @@ impl PodNetwork for Server {
         let records = self.records()?;
         let page = ports::page(&records, &request.filter, request.page_size, &request.page_token);
         let page = page.map_err(|err| status(Code::INVALID_ARGUMENT, &err))?;
-        let ports = self.at_home(async { page.tell() }).await?.map_err(refused)?;
+        let ports = self.at_home(|| page.tell())?.map_err(refused)?;
         Ok(api::PortsResponse { ports, next_page_token: page.next, ..Default::default() })
     }
 

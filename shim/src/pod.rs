@@ -15,7 +15,6 @@ mod links;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use futures_util::future::try_join;
 use ipnet::IpNet;
 use log::Level;
 use weft_ipam::{Owner, Range};
@@ -116,15 +115,15 @@ async fn attach_one(config: &Config, request: &Request) -> Result<Record, Error>
     let _turn = Turn::take(config, &request.owner).await?;
     let old = ledger.read(&request.owner)?;
     if let Some(old) = &old {
-        if old.is_attached() && old.identity() == netns.identity() && has_host_end(&host, old).await? {
+        if old.is_attached() && old.identity() == netns.identity() && has_host_end(&host, old)? {
             return Ok(old.clone());
         }
-        unwire(config, &ledger, &host, old, Links::Delete).await.map_err(first)?;
+        unwire(config, &ledger, &host, old, Links::Delete).map_err(first)?;
     }
     reconcile::when_low(config, &ledger, &request.network).await;
-    let (mut record, mut early) = match plan(&ledger, request, &netns, &host).await {
+    let (mut record, mut early) = match plan(&ledger, request, &netns, &host) {
         Err(err) if reconcile::when_full(config, &request.network, &err).await => {
-            plan(&ledger, request, &netns, &host).await?
+            plan(&ledger, request, &netns, &host)?
         }
         planned => planned?,
     };
@@ -134,7 +133,7 @@ async fn attach_one(config: &Config, request: &Request) -> Result<Record, Error>
         early.clone_from(&record.addresses);
     }
     let wired = match nat::forget_connections(&early) {
-        Ok(()) => wire(config, &ledger, &host, &netns, &mut record).await,
+        Ok(()) => wire(config, &ledger, &host, &netns, &mut record),
         failed => failed,
     };
     match wired {
@@ -142,7 +141,7 @@ async fn attach_one(config: &Config, request: &Request) -> Result<Record, Error>
         Err(err) => {
             // The error that stopped the attach is the one to report; whatever the undo could not remove stays
             // in the record, and the runtime calls DEL after a failed ADD (CNI spec 1.1, section 4).
-            if unwire(config, &ledger, &host, &record, Links::Delete).await.is_ok() {
+            if unwire(config, &ledger, &host, &record, Links::Delete).is_ok() {
                 ledger.forget(&request.owner)?;
             }
             Err(err)
@@ -156,14 +155,14 @@ fn first(mut errors: Vec<Error>) -> Error {
 
 /// The number of a namespace that ended is given to the next one, so the identity alone does not tell a pod from its
 /// successor at the same path; the pair of links does, which ends with the namespace.
-async fn has_host_end(host: &Netlink, record: &Record) -> Result<bool, Error> {
-    let link = host.link_by_index(record.host_index).await.map_err(kernel("find the host's end"))?;
+fn has_host_end(host: &Netlink, record: &Record) -> Result<bool, Error> {
+    let link = host.link_by_index(record.host_index).map_err(kernel("find the host's end"))?;
     Ok(link.is_some_and(|link| link.name == record.host_link))
 }
 
 /// Leases the addresses and writes down, in the same transaction, everything that [`wire`] is going to make.
 /// With the record come those of its addresses that had not cooled down.
-async fn plan(
+fn plan(
     ledger: &Ledger,
     request: &Request,
     netns: &NetNs,
@@ -171,10 +170,10 @@ async fn plan(
 ) -> Result<(Record, Vec<IpAddr>), Error> {
     let uplink = match request.network.mtu {
         Some(_) => None,
-        None => host.default_route_link().await.map_err(kernel("find the MTU"))?,
+        None => host.default_route_link().map_err(kernel("find the MTU"))?,
     };
     let of_uplink = uplink.as_ref().map(|link| link.mtu);
-    let destinations = destinations(request, netns).await?;
+    let destinations = destinations(request, netns)?;
     let names = Names::of(&request.owner);
     let identity = netns.identity();
     ledger.reserve(&request.network, &request.asked.ips, &request.owner, |addresses| Record {
@@ -203,7 +202,7 @@ async fn plan(
 }
 
 /// Makes what the record says, outermost first, and marks it as attached.
-async fn wire(
+fn wire(
     config: &Config,
     ledger: &Ledger,
     host: &Netlink,
@@ -212,26 +211,28 @@ async fn wire(
 ) -> Result<(), Error> {
     enable_forwarding(&record.addresses)?;
     failpoint("forwarding");
-    record.host_index = links::create(host, netns, record).await?;
+    record.host_index = links::create(host, netns, record)?;
     failpoint("veth");
     let names = Names::of_record(record).map_err(kernel("read the MAC addresses"))?;
-    bandwidth::limit(host, record, &names).await.map_err(kernel("limit the pod's bandwidth"))?;
+    bandwidth::limit(host, record, &names).map_err(kernel("limit the pod's bandwidth"))?;
     failpoint("limits");
     // Before the link is up: then nothing passes unchecked, and a qdisc on a link that runs is waited for (`qdisc_graft` in
     // net/sched/sch_api.c: a grace period).
     fast_path::take(config, record, &names);
     failpoint("fast-path");
     let inside = Netlink::open_in(netns).map_err(kernel("open the pod's netlink socket"))?;
-    try_join(address_pod(&inside, record), route_to_pod(host, record)).await?;
+    // The pod's end last: of a pair the end that comes up last sends at once.
+    route_to_pod(host, record)?;
+    address_pod(&inside, record)?;
     // It came up before the pod's end, so without a carrier, and drops what it is to send until a worker of the kernel's gets to it
     // (`linkwatch_event` in net/core/link_watch.c). A question about the link does that work at once, from Linux 6.8 on.
-    host.link_by_index(record.host_index).await.map_err(kernel("look at the host's end"))?;
+    host.link_by_index(record.host_index).map_err(kernel("look at the host's end"))?;
     if ledger.owners_of(&record.container)?.len() > 1 || !record.destinations.is_empty() {
-        part_sources(&inside, record).await?;
+        part_sources(&inside, record)?;
     }
     failpoint("routes");
     while let Err(err) = nat::publish(ledger, record) {
-        if !reconcile::when_taken(config, &err).await {
+        if !reconcile::when_taken(config, &err) {
             return Err(err);
         }
     }
@@ -244,38 +245,38 @@ async fn wire(
 }
 
 /// Inside the pod: addresses, both links up, and the gateways as permanent neighbours behind two routes a family.
-async fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
+fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
     let step = "address the pod's end";
     let name = record.interface.parse().map_err(kernel(step))?;
-    let link = inside.link(&name).await.map_err(kernel(step))?;
+    let link = inside.link(&name).map_err(kernel(step))?;
     let Some(link) = link else {
         let source = weft_netns::Error::AbsentLink(record.interface.clone());
         return Err(Error::Kernel { step, source });
     };
-    inside.set_up(LOOPBACK).await.map_err(kernel(step))?;
+    inside.set_up(LOOPBACK).map_err(kernel(step))?;
     for address in &record.addresses {
-        inside.add_address(link.index, *address, host_prefix(*address)).await.map_err(kernel(step))?;
+        inside.add_address(link.index, *address, host_prefix(*address)).map_err(kernel(step))?;
     }
-    inside.set_up_silent(link.index).await.map_err(kernel(step))?;
+    inside.set_up_silent(link.index).map_err(kernel(step))?;
     let host_mac = record.host_mac.parse().map_err(kernel(step))?;
     for gateway in gateways(record) {
-        inside.replace_neighbour(link.index, gateway, host_mac).await.map_err(kernel(step))?;
+        inside.replace_neighbour(link.index, gateway, host_mac).map_err(kernel(step))?;
         for route in pod_routes(record, gateway, link.index) {
-            make_route(inside, record, &route).await.map_err(kernel(step))?;
+            make_route(inside, record, &route).map_err(kernel(step))?;
         }
     }
     Ok(())
 }
 
 /// On the host: a route to each address, and the pod as a permanent neighbour behind it.
-async fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
+fn route_to_pod(host: &Netlink, record: &Record) -> Result<(), Error> {
     let step = "route to the pod";
     record.host_link.parse().and_then(|link| sysctl::refuse_routers(&link)).map_err(kernel(step))?;
-    host.set_up_silent(record.host_index).await.map_err(kernel(step))?;
+    host.set_up_silent(record.host_index).map_err(kernel(step))?;
     let mac = record.mac.parse().map_err(kernel(step))?;
     for address in &record.addresses {
-        host.replace_neighbour(record.host_index, *address, mac).await.map_err(kernel(step))?;
-        host.replace_route(&host_route(*address, record.host_index)).await.map_err(kernel(step))?;
+        host.replace_neighbour(record.host_index, *address, mac).map_err(kernel(step))?;
+        host.replace_route(&host_route(*address, record.host_index)).map_err(kernel(step))?;
     }
     Ok(())
 }

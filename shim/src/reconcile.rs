@@ -107,34 +107,34 @@ impl DetachError {
 ///
 /// # Errors
 /// If the store or the kernel cannot be asked at all; the rest is in the report.
-pub(crate) async fn node(config: &Config, dry_run: bool) -> Result<Report, Error> {
+pub(crate) fn node(config: &Config, dry_run: bool) -> Result<Report, Error> {
     let mut run = Run::new(config, dry_run)?;
     // First what the kernel has: a record is written before what it names is made, so what is older than
     // the records that are read next, and in none of them, has lost its record.
-    let strays = strays::find(&mut run).await;
+    let strays = strays::find(&mut run);
     let owners = run.ledger.owners()?;
     let strays = strays.without(&mut run, &owners)?;
     for owner in &owners {
-        run.visit(owner, None, Doomed::Dead).await;
+        run.visit(owner, None, Doomed::Dead);
     }
-    strays.remove(&mut run).await;
+    strays.remove(&mut run);
     run.repair_nat();
     Ok(run.end(Event::ReconciledNode))
 }
 
 /// The dead pods of one network: what an ADD asks for that finds no address. No list of links is made.
-async fn network(config: &Config, name: &str) -> Result<Report, Error> {
+fn network(config: &Config, name: &str) -> Result<Report, Error> {
     let mut run = Run::new(config, false)?;
     for owner in &run.ledger.owners()? {
-        run.visit(owner, Some(name), Doomed::Dead).await;
+        run.visit(owner, Some(name), Doomed::Dead);
     }
     Ok(run.end(Event::ReconciledNetwork))
 }
 
 /// One attachment, if its pod is dead.
-async fn one(config: &Config, record: &Record) -> Result<Report, Error> {
+fn one(config: &Config, record: &Record) -> Result<Report, Error> {
     let mut run = Run::new(config, false)?;
-    run.visit(&state::owner(record)?, Some(&record.network), Doomed::Dead).await;
+    run.visit(&state::owner(record)?, Some(&record.network), Doomed::Dead);
     Ok(run.end(Event::ReconciledNetwork))
 }
 
@@ -142,19 +142,15 @@ async fn one(config: &Config, record: &Record) -> Result<Report, Error> {
 ///
 /// # Errors
 /// As of [`node`].
-pub(crate) async fn collect(
-    config: &Config,
-    name: &str,
-    valid: impl Fn(&Owner) -> bool,
-) -> Result<Report, Error> {
+pub(crate) fn collect(config: &Config, name: &str, valid: impl Fn(&Owner) -> bool) -> Result<Report, Error> {
     let mut run = Run::new(config, false)?;
-    let strays = strays::find(&mut run).await;
+    let strays = strays::find(&mut run);
     let owners = run.ledger.owners()?;
     let strays = strays.without(&mut run, &owners)?;
     for owner in owners.iter().filter(|owner| !valid(owner)) {
-        run.visit(owner, Some(name), Doomed::All("the runtime does not know it")).await;
+        run.visit(owner, Some(name), Doomed::All("the runtime does not know it"));
     }
-    strays.remove(&mut run).await;
+    strays.remove(&mut run);
     Ok(run.end(Event::CollectedGarbage))
 }
 
@@ -216,16 +212,16 @@ impl<'a> Run<'a> {
     }
 
     /// Looks at one record and detaches it if it is to go; what cannot be decided stays.
-    async fn visit(&mut self, owner: &Owner, network: Option<&str>, doomed: Doomed) {
-        match self.look(owner, network, doomed).await {
-            Ok(Some((_turn, record, why))) => self.detach(record, why).await,
+    fn visit(&mut self, owner: &Owner, network: Option<&str>, doomed: Doomed) {
+        match self.look(owner, network, doomed) {
+            Ok(Some((_turn, record, why))) => self.detach(record, why),
             Ok(None) => {}
             Err(err) => self.report.failed.push(format!("{owner}: {}", chain(&err))),
         }
     }
 
     /// The record to be detached and why, with its turn; `None` if there is nothing to do.
-    async fn look(
+    fn look(
         &mut self,
         owner: &Owner,
         network: Option<&str>,
@@ -241,30 +237,30 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let why = match doomed {
-            Doomed::Dead => verdict(&self.host, &record).await?,
+            Doomed::Dead => verdict(&self.host, &record)?,
             Doomed::All(why) => Some(why),
         };
         self.report.kept += usize::from(why.is_none());
         if why.is_none() && network.is_none() {
-            self.adopt(record.clone()).await?;
+            self.adopt(record.clone())?;
         }
         Ok(why.map(|why| (turn, record, why)))
     }
 
     /// A pod that lives, with the MAC address that it has.
-    async fn adopt(&mut self, mut record: Record) -> Result<(), Error> {
+    fn adopt(&mut self, mut record: Record) -> Result<(), Error> {
         let changed = match self.report.dry_run {
-            true => pod::adopt::is_changed(&record).await?,
-            false => pod::adopt::adopt(self.config, &self.ledger, &mut record).await?,
+            true => pod::adopt::is_changed(&record)?,
+            false => pod::adopt::adopt(self.config, &self.ledger, &mut record)?,
         };
         self.report.adopted.extend(changed.then(|| record.to_string()));
         Ok(())
     }
 
-    async fn detach(&mut self, record: Record, why: &'static str) {
+    fn detach(&mut self, record: Record, why: &'static str) {
         let gone = Gone::new(&record, why);
         if !self.report.dry_run
-            && let Err(err) = pod::detach_record(self.config, &self.ledger, record, Links::Delete).await
+            && let Err(err) = pod::detach_record(self.config, &self.ledger, record, Links::Delete)
         {
             self.report.tombstones.push(Gone { why: err.to_string(), ..gone });
             return;
@@ -274,7 +270,7 @@ impl<'a> Run<'a> {
 }
 
 /// Why the pod is dead; `None` if it lives.
-async fn verdict(host: &Netlink, record: &Record) -> Result<Option<&'static str>, Error> {
+fn verdict(host: &Netlink, record: &Record) -> Result<Option<&'static str>, Error> {
     if record.tombstone.is_some() {
         return Ok(Some("an earlier detach is tried again"));
     }
@@ -288,7 +284,7 @@ async fn verdict(host: &Netlink, record: &Record) -> Result<Option<&'static str>
         return Ok(None);
     }
     let name = record.host_link.parse().map_err(kernel("find the host's end"))?;
-    let link = host.link(&name).await.map_err(kernel("find the host's end"))?;
+    let link = host.link(&name).map_err(kernel("find the host's end"))?;
     Ok(if link.is_some() { None } else { Some("its namespace is gone") })
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn pod_routes(record: &Record, gateway: IpAddr, index: u32) -> Vec<Ro
 /// What a new interface is for. `eth0` has the default route, for its addresses are the pod's to Kubernetes, and runtimes
 /// may attach several networks at once. Any other reaches the ranges of its network, and everything if nothing else of the
 /// pod does. A configuration that names routes means these instead of everything.
-pub(crate) async fn destinations(request: &Request, netns: &NetNs) -> Result<Vec<IpNet>, Error> {
+pub(crate) fn destinations(request: &Request, netns: &NetNs) -> Result<Vec<IpNet>, Error> {
     let routes = &request.network.routes;
     let used = |ipv4| request.network.ranges.iter().any(|range| range.subnet().addr().is_ipv4() == ipv4);
     if request.owner.interface() == asked::INTERFACE {
@@ -62,7 +62,7 @@ pub(crate) async fn destinations(request: &Request, netns: &NetNs) -> Result<Vec
     nets.dedup();
     for ipv4 in [true, false] {
         let wanted = used(ipv4) && routes.is_empty();
-        if wanted && inside.default_route(ipv4).await.map_err(&failed)?.is_none() {
+        if wanted && inside.default_route(ipv4).map_err(&failed)?.is_none() {
             nets.push(everything(ipv4));
         }
     }
@@ -70,15 +70,11 @@ pub(crate) async fn destinations(request: &Request, netns: &NetNs) -> Result<Vec
 }
 
 /// The default route of an interface that is not `eth0` must not take the place of another's that came in between.
-pub(crate) async fn make_route(
-    inside: &Netlink,
-    record: &Record,
-    route: &Route,
-) -> Result<(), weft_netns::Error> {
+pub(crate) fn make_route(inside: &Netlink, record: &Record, route: &Route) -> Result<(), weft_netns::Error> {
     if route.prefix == 0 && !record.destinations.is_empty() {
-        return inside.add_route(route).await.map(drop);
+        return inside.add_route(route).map(drop);
     }
-    inside.replace_route(route).await
+    inside.replace_route(route)
 }
 
 /// Makes each address of a pod with several interfaces leave by its own: the programs let it send over no other, and a
@@ -87,19 +83,19 @@ pub(crate) async fn make_route(
 ///
 /// Of two that are attached at once, `eth0` sees the record of the other, which comes before that one's routes, or the other
 /// sees the default route of `eth0`.
-pub(crate) async fn part_sources(inside: &Netlink, record: &Record) -> Result<(), Error> {
+pub(crate) fn part_sources(inside: &Netlink, record: &Record) -> Result<(), Error> {
     let step = "route by source";
     let name = record.interface.parse().map_err(kernel(step))?;
-    let own = inside.link(&name).await.map_err(kernel(step))?.map_or(0, |link| link.index);
+    let own = inside.link(&name).map_err(kernel(step))?.map_or(0, |link| link.index);
     for address in &record.addresses {
-        inside.route_source(*address, Some(gateway(address)), own).await.map_err(kernel(step))?;
+        inside.route_source(*address, Some(gateway(address)), own).map_err(kernel(step))?;
     }
     for ipv4 in [true, false] {
-        let default = inside.default_route(ipv4).await.map_err(kernel(step))?;
+        let default = inside.default_route(ipv4).map_err(kernel(step))?;
         let Some(other) = default.filter(|route| route.index != own) else { continue };
-        let addresses = inside.addresses(other.index).await.map_err(kernel(step))?;
+        let addresses = inside.addresses(other.index).map_err(kernel(step))?;
         for (address, _) in addresses.into_iter().filter(|(address, _)| is_routed(address, ipv4)) {
-            inside.route_source(address, other.via, other.index).await.map_err(kernel(step))?;
+            inside.route_source(address, other.via, other.index).map_err(kernel(step))?;
         }
     }
     Ok(())

@@ -9,11 +9,6 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use weft_netns::{Error, Mac, NetNs, Netlink, PacketSizes, Veth};
 
-/// Runs on a runtime like that of the programs: one thread.
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(future)
-}
-
 /// `ip -j ARGS` inside the namespace.
 pub(crate) fn ip(netns: &NetNs, args: &str) -> Value {
     let output = netns.run(|| Command::new("ip").arg("-j").args(args.split(' ')).output().unwrap()).unwrap();
@@ -36,7 +31,7 @@ pub(crate) const POD_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
 pub(crate) const PACKETS: PacketSizes = PacketSizes { gso: 131_072, gro: 196_608 };
 
 /// A pair between two namespaces, `veth0` outside and `eth0` inside.
-pub(crate) async fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink, u32, u32), Error> {
+pub(crate) fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink, u32, u32), Error> {
     let (outside, inside) = (Netlink::open_in(host)?, Netlink::open_in(pod)?);
     let veth = Veth {
         name: "veth0".parse()?,
@@ -47,8 +42,8 @@ pub(crate) async fn pair(host: &NetNs, pod: &NetNs) -> Result<(Netlink, Netlink,
         peer_mac: POD_MAC,
         peer_ns: pod,
     };
-    let host_index = outside.create_veth(&veth).await?;
-    let pod_index = inside.link(&"eth0".parse()?).await?.unwrap().index;
+    let host_index = outside.create_veth(&veth)?;
+    let pod_index = inside.link(&"eth0".parse()?)?.unwrap().index;
     Ok((outside, inside, host_index, pod_index))
 }
 

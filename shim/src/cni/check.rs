@@ -50,7 +50,7 @@ pub(super) fn same_as_reported(record: &Record, prev_result: Option<&Value>) -> 
 }
 
 /// Both ends, their addresses, neighbours and routes, limits, host ports and masquerade, and the fast path.
-pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
+pub(crate) fn whole(config: &Config, record: &Record) -> Result<(), Deviation> {
     let netns = NetNs::open(&record.netns.path).map_err(looking("the pod's namespace"))?;
     if netns.identity() != record.identity() {
         let what = format!("namespace {}", record.netns.path.display());
@@ -59,13 +59,13 @@ pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviat
     }
     let host = Netlink::open().map_err(looking("the host's links"))?;
     let inside = Netlink::open_in(&netns).map_err(looking("the pod's links"))?;
-    let host_index = link(&host, &record.host_link, &record.host_mac).await?;
-    let index = link(&inside, &record.interface, &record.mac).await?;
+    let host_index = link(&host, &record.host_link, &record.host_mac)?;
+    let index = link(&inside, &record.interface, &record.mac)?;
     for address in &record.addresses {
-        pod_side(&inside, index, *address, record).await?;
-        host_side(&host, host_index, *address, record).await?;
+        pod_side(&inside, index, *address, record)?;
+        host_side(&host, host_index, *address, record)?;
     }
-    limits(&host, host_index, record).await?;
+    limits(&host, host_index, record)?;
     if let Some(lost) = nat::lost(record).map_err(|err| Deviation::Nat(Box::new(err)))? {
         return Err(Deviation::Missing(lost));
     }
@@ -73,9 +73,9 @@ pub(crate) async fn whole(config: &Config, record: &Record) -> Result<(), Deviat
 }
 
 /// The link's index, if it is up and has its MAC address.
-async fn link(netlink: &Netlink, name: &str, mac: &str) -> Result<u32, Deviation> {
+fn link(netlink: &Netlink, name: &str, mac: &str) -> Result<u32, Deviation> {
     let name: LinkName = name.parse().map_err(looking("a link"))?;
-    let link = netlink.link(&name).await.map_err(looking("a link"))?;
+    let link = netlink.link(&name).map_err(looking("a link"))?;
     let link = link.ok_or_else(|| Deviation::Missing(format!("link {name}")))?;
     if link.mac.to_string() != mac {
         let what = format!("address of link {name}");
@@ -88,51 +88,51 @@ async fn link(netlink: &Netlink, name: &str, mac: &str) -> Result<u32, Deviation
     Ok(link.index)
 }
 
-async fn pod_side(inside: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
+fn pod_side(inside: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
     let looking = looking("the pod's addresses and routes");
-    let addresses = inside.addresses(index).await.map_err(&looking)?;
+    let addresses = inside.addresses(index).map_err(&looking)?;
     missing(addresses.contains(&(address, host_prefix(address))), || {
         format!("address {address} in the pod")
     })?;
     let gateway = gateway(&address);
     if !record.destinations.is_empty() {
-        let there = inside.routes_source(address, index).await.map_err(&looking)?;
+        let there = inside.routes_source(address, index).map_err(&looking)?;
         missing(there, || format!("route from {address} in the pod"))?;
     }
     // The default route of an interface that is not alone may have gone to `eth0`, which came later.
     let may_lack = |route: &Route| route.prefix == 0 && !record.destinations.is_empty();
     for route in pod_routes(record, gateway, index).iter().filter(|route| !may_lack(route)) {
-        let there = inside.has_route(route).await.map_err(&looking)?;
+        let there = inside.has_route(route).map_err(&looking)?;
         missing(there, || format!("route {}/{} in the pod", route.destination, route.prefix))?;
     }
     let mac = record.host_mac.parse().map_err(&looking)?;
-    let there = inside.has_neighbour(index, gateway, mac).await.map_err(&looking)?;
+    let there = inside.has_neighbour(index, gateway, mac).map_err(&looking)?;
     missing(there, || format!("neighbour {gateway} in the pod"))
 }
 
-async fn host_side(host: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
+fn host_side(host: &Netlink, index: u32, address: IpAddr, record: &Record) -> Result<(), Deviation> {
     let looking = looking("the host's routes");
-    let there = host.has_route(&host_route(address, index)).await.map_err(&looking)?;
+    let there = host.has_route(&host_route(address, index)).map_err(&looking)?;
     missing(there, || format!("route to {address} on the host"))?;
     let mac = record.mac.parse().map_err(&looking)?;
-    let there = host.has_neighbour(index, address, mac).await.map_err(&looking)?;
+    let there = host.has_neighbour(index, address, mac).map_err(&looking)?;
     missing(there, || format!("neighbour {address} on the host"))
 }
 
 /// The token buckets of a pod with a limit, and the way through the second.
-async fn limits(host: &Netlink, index: u32, record: &Record) -> Result<(), Deviation> {
+fn limits(host: &Netlink, index: u32, record: &Record) -> Result<(), Deviation> {
     let looking = looking("the pod's bandwidth limits");
     if let Some(limit) = &record.bandwidth.ingress {
-        let there = host.has_token_bucket(index, &limit.bucket(record.mtu)).await.map_err(&looking)?;
+        let there = host.has_token_bucket(index, &limit.bucket(record.mtu)).map_err(&looking)?;
         missing(there, || format!("the limit on link {}", record.host_link))?;
     }
     let Some(limit) = &record.bandwidth.egress else { return Ok(()) };
     let name = Names::derived(record).ifb;
-    let ifb = host.link(&name.parse().map_err(&looking)?).await.map_err(&looking)?;
+    let ifb = host.link(&name.parse().map_err(&looking)?).map_err(&looking)?;
     let ifb = ifb.filter(|ifb| ifb.up).ok_or_else(|| Deviation::Missing(format!("link {name}, up")))?;
-    let there = host.has_token_bucket(ifb.index, &limit.bucket(record.mtu)).await.map_err(&looking)?;
+    let there = host.has_token_bucket(ifb.index, &limit.bucket(record.mtu)).map_err(&looking)?;
     missing(there, || format!("the limit on link {name}"))?;
-    let there = host.is_led_through(index, ifb.index).await.map_err(&looking)?;
+    let there = host.is_led_through(index, ifb.index).map_err(&looking)?;
     missing(there, || format!("the way from link {} through link {name}", record.host_link))
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn run(config: &Config, args: &args::Capture, out: &mut impl Wr
         commits: Commits::watch(config).map_err(failed("watch the store"))?,
         signals: Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed("watch for signals"))?,
     };
-    let socket = open(&record).await?;
+    let socket = open(&record)?;
     let limit = args.count.unwrap_or(u64::MAX);
     let copied = if args.write.as_os_str() == "-" {
         let pcap = Pcap::begin(out, args.snaplen);
@@ -59,13 +59,13 @@ pub(super) async fn run(config: &Config, args: &args::Capture, out: &mut impl Wr
 }
 
 /// The socket on the pod's interface. The namespace is the one that was attached, not what is at its path now.
-async fn open(record: &Record) -> Result<PacketSocket, Error> {
+fn open(record: &Record) -> Result<PacketSocket, Error> {
     let netns = NetNs::open(&record.netns.path)?;
     if netns.identity() != record.identity() {
         return Err(Error::Gone(record.container.clone()));
     }
     let name: LinkName = record.interface.parse()?;
-    let link = Netlink::open_in(&netns)?.link(&name).await?;
+    let link = Netlink::open_in(&netns)?.link(&name)?;
     let link = link.ok_or_else(|| weft_netns::Error::AbsentLink(name.to_string()))?;
     let socket = netns.run(|| socket::open(link.index))?.and_then(PacketSocket::new);
     socket.map_err(failed("open a packet socket"))

@@ -65,15 +65,15 @@ impl Finding {
 }
 
 /// All checks, in the order in which one depends on another.
-pub(super) async fn run(
+pub(super) fn run(
     config: &Config,
     args: &args::Doctor,
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), Error> {
-    let mut findings = kernel::look(config).await;
+    let mut findings = kernel::look(config);
     findings.extend(data_path::look(config));
-    findings.extend(state::look(config).await);
+    findings.extend(state::look(config));
     let (dirs, more) = containerd::look(args);
     findings.extend(more);
     findings.extend(cni::look(config, &dirs.conf));

@@ -86,7 +86,7 @@ async fn free(config: &Config, address: IpAddr, force: bool) -> Result<(), Error
     let Some(record) = ledger.read(&owner)? else {
         return Ok(ledger.forget(&owner)?);
     };
-    if !force && is_alive(&record).await? {
+    if !force && is_alive(&record)? {
         let pod = format!("{} ({})", pod_name(&record.pod), record.container);
         return Err(Error::Alive { address, pod });
     }
@@ -95,11 +95,11 @@ async fn free(config: &Config, address: IpAddr, force: bool) -> Result<(), Error
 
 /// A pod lives while its namespace does: the file at its path is still that namespace, or the host's end of its pair is still there,
 /// which would have gone with it.
-async fn is_alive(record: &Record) -> Result<bool, Error> {
+fn is_alive(record: &Record) -> Result<bool, Error> {
     if NetNs::open(&record.netns.path).is_ok_and(|netns| netns.identity() == record.identity()) {
         return Ok(true);
     }
-    Ok(Netlink::open()?.link(&record.host_link.parse()?).await?.is_some())
+    Ok(Netlink::open()?.link(&record.host_link.parse()?)?.is_some())
 }
 
 /// Two of leases, records and map entries that contradict each other.

@@ -87,7 +87,7 @@ impl Node<'_> {
                 return Ok(answer.stats);
             }
         }
-        Ok(stats::of_all(self.config, records).await?)
+        Ok(stats::of_all(self.config, records)?)
     }
 }
 

@@ -11,14 +11,9 @@ use crate::journal;
 use crate::reconcile::{self, Gone, Report};
 
 /// One line for each thing that was found. What could not be removed is an error, after all the rest is done.
-pub(super) async fn run(
-    config: &Config,
-    dry_run: bool,
-    format: Format,
-    out: &mut impl Write,
-) -> Result<(), Error> {
+pub(super) fn run(config: &Config, dry_run: bool, format: Format, out: &mut impl Write) -> Result<(), Error> {
     journal::open_inherited();
-    let report = reconcile::node(config, dry_run).await?;
+    let report = reconcile::node(config, dry_run)?;
     match format {
         Format::Json => show::print_json(out, &json!(report))?,
         Format::Table => print(&report, out)?,

@@ -15,20 +15,20 @@ use crate::record::Record;
 ///
 /// # Errors
 /// The first that the kernel does not answer.
-pub(crate) async fn of_all(config: &Config, records: &[Record]) -> Result<Vec<api::Stats>, Error> {
+pub(crate) fn of_all(config: &Config, records: &[Record]) -> Result<Vec<api::Stats>, Error> {
     let counters = PodCounters::open(&config.bpf_dir)?;
     let mut all = Vec::with_capacity(records.len());
     for record in records {
-        all.push(of(record, counters.as_ref()).await?);
+        all.push(of(record, counters.as_ref())?);
     }
     Ok(all)
 }
 
-async fn of(record: &Record, rows: Option<&PodCounters>) -> Result<api::Stats, Error> {
+fn of(record: &Record, rows: Option<&PodCounters>) -> Result<api::Stats, Error> {
     // A namespace that is gone, or another one at its path, has no counters of this pod.
     let netns = NetNs::open(&record.netns.path).ok().filter(|netns| netns.identity() == record.identity());
     let counters = match netns {
-        Some(netns) => Netlink::open_in(&netns)?.link_counters(&record.interface.parse()?).await?,
+        Some(netns) => Netlink::open_in(&netns)?.link_counters(&record.interface.parse()?)?,
         None => None,
     };
     let data_path = match rows.filter(|_| fast_path::is_hooked(record)) {

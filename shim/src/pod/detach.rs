@@ -59,7 +59,7 @@ async fn detach_one(
 ) -> Result<(), DetachError> {
     let _turn = Turn::take(config, owner).await?;
     match ledger.read(owner)? {
-        Some(record) => detach_record(config, ledger, record, links).await,
+        Some(record) => detach_record(config, ledger, record, links),
         // Leases are made and freed with their record: without one there is nothing.
         None => Ok(()),
     }
@@ -69,14 +69,14 @@ async fn detach_one(
 ///
 /// # Errors
 /// As of [`detach`].
-pub(crate) async fn detach_record(
+pub(crate) fn detach_record(
     config: &Config,
     ledger: &Ledger,
     mut record: Record,
     links: Links,
 ) -> Result<(), DetachError> {
     let unwired = match Netlink::open() {
-        Ok(host) => unwire(config, ledger, &host, &record, links).await,
+        Ok(host) => unwire(config, ledger, &host, &record, links),
         Err(err) => Err(vec![kernel("open the host's netlink socket")(err)]),
     };
     let Err(mut errors) = unwired else {
@@ -111,7 +111,7 @@ pub(crate) async fn detach_all(config: &Config, container: &str, links: Links) -
 }
 
 /// Removes what [`super::wire`] made, innermost last, going on past every failure.
-pub(super) async fn unwire(
+pub(super) fn unwire(
     config: &Config,
     ledger: &Ledger,
     host: &Netlink,
@@ -126,7 +126,7 @@ pub(super) async fn unwire(
     let index = match (links, record.host_index) {
         // Nothing will be done to the link itself, so it need not be looked at.
         (Links::DieWithNamespace, known @ 1..) => known,
-        _ => host_index(host, record).await.unwrap_or_else(|err| {
+        _ => host_index(host, record).unwrap_or_else(|err| {
             errors.push(err);
             record.host_index
         }),
@@ -135,17 +135,17 @@ pub(super) async fn unwire(
         errors.push(Error::FastPath(err));
     }
     for address in record.addresses.iter().filter(|_| index != 0) {
-        if let Err(err) = host.delete_route(&host_route(*address, index)).await {
+        if let Err(err) = host.delete_route(&host_route(*address, index)) {
             errors.push(kernel("delete the route to the pod")(err));
         }
     }
     if links == Links::Delete
         && index != 0
-        && let Err(err) = host.delete_link(index).await
+        && let Err(err) = host.delete_link(index)
     {
         errors.push(kernel("delete the veth pair")(err));
     }
-    if let Err(err) = bandwidth::lift(host, record, &Names::derived(record)).await {
+    if let Err(err) = bandwidth::lift(host, record, &Names::derived(record)) {
         errors.push(kernel("lift the pod's bandwidth limits")(err));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -160,9 +160,9 @@ fn unpublish(ledger: &Ledger, record: &Record) -> Result<(), Error> {
 }
 
 /// The index of the host's end by its name, which no other link has; 0 if it was never made.
-async fn host_index(host: &Netlink, record: &Record) -> Result<u32, Error> {
+fn host_index(host: &Netlink, record: &Record) -> Result<u32, Error> {
     let step = "find the host's end";
     let name = record.host_link.parse().map_err(kernel(step))?;
-    let link = host.link(&name).await.map_err(kernel(step))?;
+    let link = host.link(&name).map_err(kernel(step))?;
     Ok(link.map_or(record.host_index, |link| link.index))
 }

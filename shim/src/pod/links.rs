@@ -6,7 +6,7 @@ use super::{Error, kernel};
 use crate::record::{HOST_LINK_PREFIX, Names, Record};
 
 /// Creates the pair; links that an earlier, killed attach of the same owner left are replaced, foreign ones are not.
-pub(super) async fn create(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
+pub(super) fn create(host: &Netlink, netns: &NetNs, record: &Record) -> Result<u32, Error> {
     let step = "create the veth pair";
     let parse = |text: &str| text.parse::<LinkName>().map_err(kernel(step));
     let names = Names::of_record(record).map_err(kernel(step))?;
@@ -19,31 +19,31 @@ pub(super) async fn create(host: &Netlink, netns: &NetNs, record: &Record) -> Re
         peer_mac: names.mac,
         peer_ns: netns,
     };
-    let source = match host.create_veth(&veth).await {
+    let source = match host.create_veth(&veth) {
         Ok(index) => return Ok(index),
         Err(source) if source.errno() == Some(nix::libc::EEXIST) => source,
         Err(source) => return Err(Error::Kernel { step, source }),
     };
-    if !delete_leftovers(host, netns, &veth).await? {
+    if !delete_leftovers(host, netns, &veth)? {
         let (interface, netns) = (record.interface.clone(), record.netns.path.clone());
         return Err(Error::Occupied { interface, netns, source });
     }
-    host.create_veth(&veth).await.map_err(kernel(step))
+    host.create_veth(&veth).map_err(kernel(step))
 }
 
 /// Deletes a link of the host end's name, and a link of the pod end's name whose other end is one of ours.
-async fn delete_leftovers(host: &Netlink, netns: &NetNs, veth: &Veth<'_>) -> Result<bool, Error> {
+fn delete_leftovers(host: &Netlink, netns: &NetNs, veth: &Veth<'_>) -> Result<bool, Error> {
     let step = "delete a leftover veth pair";
-    if let Some(link) = host.link(&veth.name).await.map_err(kernel(step))? {
-        return host.delete_link(link.index).await.map_err(kernel(step));
+    if let Some(link) = host.link(&veth.name).map_err(kernel(step))? {
+        return host.delete_link(link.index).map_err(kernel(step));
     }
     let inside = Netlink::open_in(netns).map_err(kernel(step))?;
-    let Some(link) = inside.link(&veth.peer_name).await.map_err(kernel(step))? else {
+    let Some(link) = inside.link(&veth.peer_name).map_err(kernel(step))? else {
         return Ok(false);
     };
     let Some(index) = link.peer_index else { return Ok(false) };
-    match host.link_by_index(index).await.map_err(kernel(step))? {
-        Some(other) if are_a_pair(&other, &link) => host.delete_link(other.index).await.map_err(kernel(step)),
+    match host.link_by_index(index).map_err(kernel(step))? {
+        Some(other) if are_a_pair(&other, &link) => host.delete_link(other.index).map_err(kernel(step)),
         _ => Ok(false),
     }
 }

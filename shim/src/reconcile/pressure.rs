@@ -52,9 +52,9 @@ pub(crate) async fn when_full(config: &Config, network: &Network, err: &Error) -
 }
 
 /// Detaches the pod that has the host port which `err` tells of, if it is dead. `true` if the port is free now.
-pub(crate) async fn when_taken(config: &Config, err: &Error) -> bool {
+pub(crate) fn when_taken(config: &Config, err: &Error) -> bool {
     let Error::Nat(nat::Error::Taken { holder, port, .. }) = err else { return false };
-    match super::one(config, holder).await {
+    match super::one(config, holder) {
         Ok(report) => !report.freed.is_empty(),
         Err(err) => {
             log::warn!("look whether the pod with host port {port} lives: {}", chain(&err));
@@ -90,7 +90,7 @@ async fn reconcile(config: &Config, network: &Network, occasion: Occasion) -> Re
     let _turn = Turn::to_reconcile(config).await?;
     let path = config.run_dir.join(occasion.file);
     if is_due(&path, occasion.apart).map_err(|source| Error::Stamp { path, source })? {
-        super::network(config, &network.name).await?;
+        super::network(config, &network.name)?;
     }
     Ok(())
 }

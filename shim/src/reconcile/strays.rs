@@ -36,10 +36,10 @@ pub(super) struct Strays {
 
 /// All host ends, ifbs, map entries and counters of the node. The ifbs first: whose host end is not seen after it has none. Counters
 /// before the entries, which are older than they.
-pub(super) async fn find(run: &mut Run<'_>) -> Strays {
-    let ifbs = run.host.ifbs().await.map_err(kernel("list the ifbs"));
+pub(super) fn find(run: &mut Run<'_>) -> Strays {
+    let ifbs = run.host.ifbs().map_err(kernel("list the ifbs"));
     let counters = counters(run).map_err(Error::FastPath);
-    let links = run.host.veths().await.map_err(kernel("list the host's ends"));
+    let links = run.host.veths().map_err(kernel("list the host's ends"));
     let entries = entries(run).map_err(Error::FastPath);
     let mut failed = |err: Error| run.report.failed.push(chain(&err));
     // Without the host ends it cannot be told which of the ifbs are needed.
@@ -99,10 +99,10 @@ impl Strays {
     }
 
     /// Entries before links, as in a detach.
-    pub(super) async fn remove(self, run: &mut Run<'_>) {
+    pub(super) fn remove(self, run: &mut Run<'_>) {
         let mut live = HashSet::new();
         for link in &self.links {
-            let routed = run.host.has_routes_over(link.index).await;
+            let routed = run.host.has_routes_over(link.index);
             match routed.map_err(kernel("look for routes to a stray")) {
                 Ok(false) if link.up => {}
                 Ok(_) => {
@@ -134,7 +134,7 @@ impl Strays {
         let host_ends: Vec<String> = self.host_ends.into_iter().filter(stays).collect();
         let is_needed = |ifb: &Link| host_ends.iter().any(|name| Names::are_of_one(&ifb.name, name));
         for link in dead.into_iter().chain(self.ifbs.into_iter().filter(|ifb| !is_needed(ifb))) {
-            match remove_link(run, &link).await {
+            match remove_link(run, &link) {
                 Ok(true) => run.report.links.push(link.name),
                 Ok(false) => {}
                 Err(err) => run.report.failed.push(chain(&err)),
@@ -162,9 +162,9 @@ fn forget_counters(run: &Run<'_>, index: u32) -> Result<bool, Error> {
 }
 
 /// Goes by index, which no other link of the namespace ever has had. `false` if it has gone.
-async fn remove_link(run: &Run<'_>, link: &Link) -> Result<bool, Error> {
+fn remove_link(run: &Run<'_>, link: &Link) -> Result<bool, Error> {
     if run.report.dry_run {
         return Ok(true);
     }
-    run.host.delete_link(link.index).await.map_err(kernel("delete a stray link"))
+    run.host.delete_link(link.index).map_err(kernel("delete a stray link"))
 }

@@ -18,10 +18,6 @@ const BIG: PacketSizes = PacketSizes { gso: 196_608, gro: 131_072 };
 const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const MEBIBYTES: u32 = 8;
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
 /// A network without an MTU of its own: a network that has one says how its links are to be.
 fn add(node: &Node, name: &str) -> String {
     let ranges = json!([{ "subnet": "10.88.0.0/24" }]);
@@ -37,7 +33,7 @@ fn add(node: &Node, name: &str) -> String {
 
 fn sizes(netns: &NetNs, link: &str) -> PacketSizes {
     let name = link.parse().unwrap();
-    block_on(async { Netlink::open_in(netns).unwrap().link(&name).await.unwrap().unwrap().packets })
+    Netlink::open_in(netns).unwrap().link(&name).unwrap().unwrap().packets
 }
 
 /// An uplink that takes large packets in place of the node's, and what is beyond it. iproute2 6.1 cannot make one.
@@ -53,7 +49,7 @@ fn raise_uplink(node: &Node) -> NetNs {
         peer_mac: Mac::new([6, 0, 0, 0, 1, 2]),
         peer_ns: &world,
     };
-    block_on(async { Netlink::open_in(&node.host).unwrap().create_veth(&veth).await.unwrap() });
+    Netlink::open_in(&node.host).unwrap().create_veth(&veth).unwrap();
     node.ip(&["address", "add", "192.0.2.10/24", "dev", UPLINK]);
     node.ip(&["link", "set", UPLINK, "up"]);
     node.ip(&["route", "add", "default", "via", "192.0.2.1"]);

@@ -10,7 +10,7 @@ use crate::state::Ledger;
 /// The first kernel on which weft is tested; `bpf_redirect_peer` is of that version.
 const WANTED: (u32, u32) = (5, 10);
 
-pub(super) async fn look(config: &Config) -> Vec<Finding> {
+pub(super) fn look(config: &Config) -> Vec<Finding> {
     // What is wrong with the store is told where that is looked at.
     let records = Ledger::open(config).and_then(|ledger| ledger.records()).unwrap_or_default();
     let used = |ipv4: bool| {
@@ -18,7 +18,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     };
     vec![
         version(),
-        links().await,
+        links(),
         forwarding("ipv4 forwarding", "net/ipv4/ip_forward", used(true)),
         forwarding("ipv6 forwarding", "net/ipv6/conf/all/forwarding", used(false)),
         reverse_path(),
@@ -69,9 +69,9 @@ fn parse(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Makes a pair in a namespace that nobody sees and that ends here.
-async fn links() -> Finding {
+fn links() -> Finding {
     let check = "veth";
-    match pair().await {
+    match pair() {
         Ok(()) => Finding::ok(check, "a namespace and a pair of links can be made"),
         Err(err) => Finding::problem(
             check,
@@ -81,7 +81,7 @@ async fn links() -> Finding {
     }
 }
 
-async fn pair() -> Result<(), Error> {
+fn pair() -> Result<(), Error> {
     let netns = NetNs::create()?;
     let veth = Veth {
         name: "weft-doctor0".parse()?,
@@ -92,7 +92,7 @@ async fn pair() -> Result<(), Error> {
         peer_mac: Mac::new([2, 0, 0, 0, 0, 1]),
         peer_ns: &netns,
     };
-    Netlink::open_in(&netns)?.create_veth(&veth).await.map(drop)
+    Netlink::open_in(&netns)?.create_veth(&veth).map(drop)
 }
 
 /// Pods that have an address of the family need it now; without one, the next pod sets it.

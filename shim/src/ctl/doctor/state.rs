@@ -13,7 +13,7 @@ use crate::error::chain;
 use crate::record::{HOST_LINK_PREFIX, Record, State};
 use crate::state::Ledger;
 
-pub(super) async fn look(config: &Config) -> Vec<Finding> {
+pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let records = match Ledger::open(config).and_then(|ledger| ledger.records()) {
         Ok(records) => records,
@@ -27,17 +27,17 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     findings.push(agreement(config));
     findings.push(unfinished(&records));
     findings.push(leftovers(&records));
-    findings.push(pods(config, &records).await);
+    findings.push(pods(config, &records));
     findings
 }
 
 /// Each attached pod's network, as CNI CHECK looks at it.
-async fn pods(config: &Config, records: &[Record]) -> Finding {
+fn pods(config: &Config, records: &[Record]) -> Finding {
     let check = "pods";
     let (mut looked, mut harmed) = (0, Vec::new());
     for record in records.iter().filter(|record| record.is_attached()) {
         looked += 1;
-        if let Err(deviation) = check::whole(config, record).await {
+        if let Err(deviation) = check::whole(config, record) {
             harmed.push(format!("{record}: {}", chain(&deviation)));
         }
     }
