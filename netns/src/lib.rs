@@ -3,7 +3,7 @@
 //!
 //! A thread enters a namespace, not a process. So [`NetNs::run`] enters on a thread that is made for it and ends: nothing
 //! has to be restored, and neither a panic nor an early return can strand a thread of the caller's. A socket stays in the
-//! namespace that opened it: [`Netlink::open_in`] enters once, and carries the socket out.
+//! namespace that opened it: [`Netlink::open_in`] goes there and back on the caller's thread, and carries the socket out.
 //!
 //! Nothing here knows of pods, CNI or containerd.
 

@@ -51,12 +51,12 @@ impl Netlink {
         Ok(Netlink { socket, talk: Mutex::new(Talk { sequence: 0, buffer: Vec::with_capacity(ANSWER) }) })
     }
 
-    /// Opens a socket in `netns`; the calling thread does not enter it.
+    /// Opens a socket in `netns`; the calling thread goes there and back.
     ///
     /// # Errors
-    /// As [`Netlink::open`] and [`NetNs::run`].
+    /// As [`Netlink::open`] and [`NetNs::join`].
     pub fn open_in(netns: &NetNs) -> Result<Netlink, Error> {
-        netns.run(Netlink::open)?
+        netns.visit(Netlink::open)?
     }
 
     /// Asks for one object.

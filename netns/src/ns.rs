@@ -135,14 +135,26 @@ impl NetNs {
         })?
     }
 
+    /// Runs `open` inside on the calling thread, which is back when this returns. For the opening of a socket and nothing else:
+    /// meanwhile this is the thread's namespace in `/proc` too, and a thread that it started would stay here.
+    ///
+    /// # Errors
+    /// `EPERM` without the capabilities, for here or for the way back; `open` has not run then.
+    pub(crate) fn visit<T>(&self, open: impl FnOnce() -> T) -> Result<T, Error> {
+        let own = File::open(OWN).map_err(|source| Error::Open { path: OWN.into(), source })?;
+        // Before it is left: whoever may enter another's namespace may lack the right to enter its own.
+        enter(&own).map_err(|err| failed("enter", OWN, err.into()))?;
+        let _way_back = WayBack(own);
+        self.join()?;
+        Ok(open())
+    }
+
     /// The calling thread enters, and stays.
     ///
     /// # Errors
     /// `EPERM` without the capabilities (`setns(2)`).
-    #[expect(clippy::disallowed_methods, reason = "this file is the door")]
     pub fn join(&self) -> Result<(), Error> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET)
-            .map_err(|err| failed("enter", self.identity.to_string(), err.into()))
+        enter(&self.file).map_err(|err| failed("enter", self.identity.to_string(), err.into()))
     }
 }
 
@@ -150,6 +162,23 @@ impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// The namespace that a thread came from, and is in again when this is dropped, after a panic too.
+struct WayBack(File);
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if enter(&self.0).is_err() {
+            // Whatever came next would be done to a foreign namespace's links. What is half done is no worse than after a kill.
+            std::process::abort();
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this file is the door")]
+fn enter(file: &File) -> nix::Result<()> {
+    setns(file, CloneFlags::CLONE_NEWNET)
 }
 
 fn failed(op: &'static str, object: impl AsRef<Path>, source: io::Error) -> Error {
@@ -169,4 +198,29 @@ fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, Error> {
         let thread = thread.map_err(|source| failed("start a thread for", "(new)", source))?;
         thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visit_ends_where_it_began_after_a_panic_too() {
+        let (own, there) = (NetNs::current().unwrap(), NetNs::create().unwrap());
+        assert_eq!(there.visit(NetNs::current).unwrap().unwrap().identity(), there.identity());
+        assert_eq!(NetNs::current().unwrap().identity(), own.identity());
+        let visit = || there.visit(|| panic!("inside"));
+        let panic = std::panic::catch_unwind(visit).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"inside"));
+        assert_eq!(NetNs::current().unwrap().identity(), own.identity());
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_entered_is_not_visited() {
+        let (own, other) = (NetNs::current().unwrap(), NetNs::create().unwrap());
+        let no_namespace = NetNs { file: File::open("/dev/null").unwrap(), identity: other.identity() };
+        let err = no_namespace.visit(|| panic!("inside")).unwrap_err();
+        assert_eq!(err.errno(), Some(libc::EINVAL));
+        assert_eq!(NetNs::current().unwrap().identity(), own.identity());
+    }
 }

@@ -34,6 +34,17 @@ fn an_answer_that_cannot_be_read_is_an_error_and_the_next_one_is_the_next_reques
 }
 
 #[test]
+fn a_socket_is_in_its_namespace_and_the_thread_that_opened_it_is_not() {
+    let own = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let (before, host) = (own(), NetNs::create().unwrap());
+    ip(&host, "link add only-here type bridge");
+    let netlink = Netlink::open_in(&host).unwrap();
+    assert_eq!(own(), before);
+    assert!(netlink.link(&"only-here".parse().unwrap()).unwrap().is_some());
+    assert_eq!(Netlink::open().unwrap().link(&"only-here".parse().unwrap()).unwrap(), None);
+}
+
+#[test]
 fn a_list_that_ends_in_an_error_is_an_error() {
     let host = NetNs::create().unwrap();
     let netlink = Netlink::open_in(&host).unwrap();
