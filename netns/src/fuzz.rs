@@ -7,7 +7,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 
 use crate::netfilter::{Raw, each};
 use crate::netlink::{HEADER, attributes, errno, messages, refused};
-use crate::nft::{self, Element, Family};
+use crate::nft::{self, Family};
 use crate::{Flows, TokenBucket, conntrack, counters, ifb, link, route};
 
 /// Takes `bytes` for a datagram of route netlink, of netfilter netlink, and for attributes.
@@ -90,14 +90,9 @@ fn netfilter_message(raw: &Raw) {
     elements(raw.attributes());
 }
 
-/// The elements that are read, told to the kernel, are the same elements. Only a chain's name ends at its first zero.
+/// The elements that are read, told to the kernel, are the same elements.
 fn elements(bytes: &[u8]) {
     let found = nft::set::elements_of(bytes);
-    let whole = |element: &&Element| match &element.value {
-        Some(nft::Value::Jump(chain)) => !chain.contains(['\0', char::REPLACEMENT_CHARACTER]),
-        _ => true,
-    };
-    let found: Vec<Element> = found.iter().filter(whole).cloned().collect();
     let told = nft::set::list("weft", "s", &found);
     let mut bytes = vec![0; told.as_slice().buffer_len()];
     told.as_slice().emit(&mut bytes);

@@ -20,7 +20,7 @@ use crate::{Error, Netfilter};
 pub use batch::{Base, Batch, Hook, Kind};
 pub use expr::{Direction, Expr, Family, Field, Slot};
 pub(crate) use loss::is_loss;
-pub use set::{Element, Set, Type, Value};
+pub use set::{Element, Set, Type};
 
 /// `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u8 = 10;

@@ -6,19 +6,17 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
 use nix::libc;
-use weft_netns::nft::{
-    Base, Batch, Direction, Element, Expr, Family, Field, Hook, Kind, Set, Slot, Type, Value,
-};
+use weft_netns::nft::{Base, Batch, Direction, Element, Expr, Family, Field, Hook, Kind, Set, Slot, Type};
 use weft_netns::{Error, Flows, NetNs, Netfilter};
 
 const TABLE: &str = "weft-test";
-const PORTS: Set = Set {
+const PORTS: Set<'_> = Set {
     name: "ports",
     key: &[Type::Protocol, Type::Port],
     value: &[Type::Ipv4, Type::Port],
     expires: false,
 };
-const HIDDEN: Set = Set { name: "hidden", key: &[Type::Ipv6], value: &[Type::Verdict], expires: true };
+const HIDDEN: Set<'_> = Set { name: "hidden", key: &[Type::Ipv6], value: &[], expires: true };
 
 fn nft(netns: &NetNs, args: &[&str], input: &str) -> String {
     let run = || {
@@ -51,8 +49,7 @@ fn table(rules: Vec<Vec<Expr>>) -> Batch {
 
 fn port(number: u16) -> Element {
     let [high, low] = number.to_be_bytes();
-    let value = Value::Data(vec![10, 0, 0, 1, 0, 80, 0, 0]);
-    Element { key: vec![6, 0, 0, 0, high, low, 0, 0], value: Some(value) }
+    Element { key: vec![6, 0, 0, 0, high, low, 0, 0], value: Some(vec![10, 0, 0, 1, 0, 80, 0, 0]) }
 }
 
 #[test]
@@ -64,7 +61,7 @@ fn nft_reads_what_was_written() {
         vec![Expr::LeavesBy("weft"), Expr::Jump("other")],
         vec![v4.clone(), source(Family::Ipv4), Expr::Begins(Slot(0), vec![127]), Expr::Return],
         vec![v4.clone(), source(Family::Ipv4), Expr::Within(Slot(0), vec![172, 16, 0, 0], 12), Expr::Accept],
-        vec![Expr::Is(Family::Ipv6), source(Family::Ipv6), Expr::Decide("hidden", Slot(0))],
+        vec![Expr::Is(Family::Ipv6), source(Family::Ipv6), Expr::Find("hidden".into(), Slot(0)), Expr::Drop],
         vec![
             Expr::IsTranslated,
             v4.clone(),
@@ -85,7 +82,7 @@ fn nft_reads_what_was_written() {
         ],
     );
     batch.add_elements("ports", &[port(8080)]);
-    let hidden = Element { key: vec![0xfd; 16], value: Some(Value::Jump("other".into())) };
+    let hidden = Element { key: vec![0xfd; 16], value: None };
     batch.add_elements("hidden", std::slice::from_ref(&hidden));
     let netfilter = open(&netns);
     netfilter.commit(batch).unwrap();
@@ -94,13 +91,13 @@ fn nft_reads_what_was_written() {
         "oifname \"weft*\" jump other",
         "ip saddr 127.0.0.0/8 return",
         "ip saddr 172.16.0.0/12 accept",
-        "ip6 saddr vmap @hidden",
+        "ip6 saddr @hidden drop",
         "ct status dnat meta nfproto ipv4 snat ip to 169.254.1.1",
         "masquerade fully-random",
         "fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports",
         "type nat hook postrouting priority srcnat; policy accept;",
         "tcp . 8080 : 10.0.0.1 . 80",
-        "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd : jump other",
+        "elements = { fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd }",
     ] {
         assert!(listed.contains(line), "{line} in {listed}");
     }

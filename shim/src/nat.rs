@@ -12,11 +12,13 @@ mod repair;
 mod ruleset;
 mod watch;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 
+use ipnet::IpNet;
 use nix::libc;
-use weft_netns::nft::{Batch, Element, Expr, Family};
+use weft_netns::nft::{Batch, Element, Family};
 use weft_netns::{Flows, Netfilter, sysctl};
 
 use crate::record::{HostPort, Protocol, Record, State};
@@ -71,10 +73,10 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
     }
     let mut batch = Batch::of(TABLE);
     for (set, elements) in by_set(&own) {
-        match element::is_hiding(set) {
+        match element::is_hiding(&set) {
             // The address's last pod may have left a moment ago.
-            true => batch.have_elements(set, &elements),
-            false => batch.add_elements(set, &elements),
+            true => batch.have_elements(&set, &elements),
+            false => batch.add_elements(&set, &elements),
         }
     }
     if let Err(source) = netfilter.commit(batch) {
@@ -95,10 +97,10 @@ fn needs_guard(record: &Record) -> bool {
     !fast_path::is_hooked(record)
 }
 
-fn by_set<'a>(placed: impl IntoIterator<Item = &'a Placed>) -> BTreeMap<&'static str, Vec<Element>> {
+fn by_set<'a>(placed: impl IntoIterator<Item = &'a Placed>) -> BTreeMap<Cow<'static, str>, Vec<Element>> {
     let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for placed in placed {
-        sets.entry(placed.set).or_default().push(placed.element.clone());
+        sets.entry(placed.set.clone()).or_default().push(placed.element.clone());
     }
     sets
 }
@@ -108,7 +110,7 @@ fn refuse_taken(ledger: &Ledger, netfilter: &Netfilter, own: &[Placed]) -> Resul
     let step = "look up who has a host port";
     for placed in own {
         let Some(port) = placed.port else { continue };
-        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
+        let there = netfilter.element(TABLE, &placed.set, &placed.element).map_err(kernel(step))?;
         let Some(there) = there.filter(|there| there.value != placed.element.value) else { continue };
         let has = |record: &Record| {
             element::own(record).iter().any(|other| other.set == placed.set && other.element == there)
@@ -156,7 +158,7 @@ fn is_local(address: IpAddr) -> bool {
 /// The kernel's.
 pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
     let (hiding, ports): (Vec<_>, Vec<_>) =
-        element::own(record).into_iter().partition(|placed| element::is_hiding(placed.set));
+        element::own(record).into_iter().partition(|placed| element::is_hiding(&placed.set));
     if hiding.is_empty() && ports.is_empty() {
         return Ok(());
     }
@@ -176,26 +178,26 @@ fn show(netfilter: &Netfilter, hiding: &[Placed]) -> Result<(), weft_netns::Erro
     let Some(first) = hiding.first() else { return Ok(()) };
     let mut batch = Batch::of(TABLE);
     for (set, elements) in by_set(hiding) {
-        batch.expire_elements(set, &elements);
+        batch.expire_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
         // Flushed, or another's by now.
         Err(err) if matches!(err.errno(), Some(libc::ENOENT | libc::EEXIST)) => return Ok(()),
         done => done?,
     }
-    if netfilter.has_lasting(TABLE, first.set, &first.element)? { delete(netfilter, hiding) } else { Ok(()) }
+    if netfilter.has_lasting(TABLE, &first.set, &first.element)? { delete(netfilter, hiding) } else { Ok(()) }
 }
 
 /// Deletes those that are there as they are here.
 fn delete(netfilter: &Netfilter, placed: &[Placed]) -> Result<(), weft_netns::Error> {
     let mut left = Vec::new();
     for placed in placed {
-        let there = netfilter.element(TABLE, placed.set, &placed.element)?;
+        let there = netfilter.element(TABLE, &placed.set, &placed.element)?;
         left.extend(there.filter(|there| *there == placed.element).map(|_| placed));
     }
     let mut batch = Batch::of(TABLE);
     for (set, elements) in by_set(left) {
-        batch.delete_elements(set, &elements);
+        batch.delete_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
         // Flushed since it was looked at.
@@ -237,22 +239,22 @@ fn forget_all(netfilter: &Netfilter, flows: Flows) -> Result<(), weft_netns::Err
 }
 
 /// What belongs into the table. Where two records want the same port, the one that was attached first has it.
-fn wanted(records: &[Record]) -> BTreeMap<&'static str, Vec<Element>> {
+fn wanted(records: &[Record]) -> BTreeMap<Cow<'static, str>, Vec<Element>> {
     let mut published: Vec<&Record> = records.iter().filter(|record| is_published(record)).collect();
     published.sort_by_key(|record| record.state == State::Attaching);
     let mut elements = BTreeMap::new();
     for record in published {
         for placed in element::own(record) {
-            elements.entry((placed.set, placed.element.key.clone())).or_insert(placed);
+            elements.entry((placed.set.clone(), placed.element.key.clone())).or_insert(placed);
         }
     }
     by_set(elements.values())
 }
 
-/// The chains that the elements of the records jump to, with their rules.
-fn hiding(records: &[Record]) -> BTreeMap<String, Vec<Vec<Expr>>> {
-    let lists = records.iter().filter_map(|record| record.masquerade.as_ref());
-    lists.map(|list| (element::chain(list), ruleset::hide(&list.except))).collect()
+/// The lists of exceptions that the records name.
+fn lists(records: &[Record]) -> BTreeMap<String, &[IpNet]> {
+    let named = records.iter().filter_map(|record| record.masquerade.as_ref());
+    named.map(|masquerade| (element::list(masquerade), masquerade.except.as_slice())).collect()
 }
 
 /// Removes the table.

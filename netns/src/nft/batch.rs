@@ -125,7 +125,7 @@ impl Batch {
     }
 
     /// Adds a set or map.
-    pub fn add_set(&mut self, set: &Set) {
+    pub fn add_set(&mut self, set: &Set<'_>) {
         // Its number within the transaction, for rules that look into it: the kernel wants one.
         let id = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
         let attributes = set.attributes(&self.table, id);

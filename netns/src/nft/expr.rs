@@ -3,6 +3,8 @@
 //!
 //! A rule ends at the first comparison or lookup that fails, and the next one begins.
 
+use std::borrow::Cow;
+
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta,
@@ -81,11 +83,9 @@ pub enum Expr {
     /// The destination of the connection is translated, or the rule ends.
     IsTranslated,
     /// The key from there on is in the set, or the rule ends.
-    Find(&'static str, Slot),
+    Find(Cow<'static, str>, Slot),
     /// Takes the value of the key from the first slot on into the second on, or the rule ends.
     Map(&'static str, Slot, Slot),
-    /// Does what the map of verdicts says for the key from there on, or the rule ends.
-    Decide(&'static str, Slot),
     /// The address there is in the range, or the rule ends: its first so many bits are those of the address.
     Within(Slot, Vec<u8>, u8),
     /// Puts bytes there.
@@ -148,9 +148,8 @@ impl Expr {
             Expr::IsForHost => routed(number::ADDRTYPE, number::DADDR, libc::RTN_LOCAL.into()),
             Expr::IsAstray => routed(number::OIF, number::SADDR_IIF, 0),
             Expr::IsTranslated => translated(),
-            Expr::Find(set, key) => vec![lookup(set, key, None)],
+            Expr::Find(set, key) => vec![lookup(&set, key, None)],
             Expr::Map(set, key, to) => vec![lookup(set, key, Some(to.into()))],
-            Expr::Decide(set, key) => vec![lookup(set, key, Some(Register::Verdict))],
             Expr::Within(at, network, prefix) => within(at, network, prefix),
             Expr::Put(to, bytes) => vec![Expressions::Immediate(vec![
                 Immediate::DestinationRegister(to.into()),

@@ -2,7 +2,7 @@
 
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetElementAttribute, SetElementList,
-    SetElementMessage, SetFlags, Verdict, VerdictAttribute,
+    SetElementMessage, SetFlags,
 };
 
 use crate::netlink::attributes;
@@ -18,8 +18,6 @@ pub enum Type {
     Protocol,
     /// 2 bytes, big-endian.
     Port,
-    /// What to do with the packet; as a value only, and alone.
-    Verdict,
 }
 
 impl Type {
@@ -30,7 +28,6 @@ impl Type {
             Type::Ipv6 => 8,
             Type::Protocol => 12,
             Type::Port => 13,
-            Type::Verdict => VERDICT,
         }
     }
 
@@ -39,9 +36,6 @@ impl Type {
         if self == Type::Ipv6 { 16 } else { 4 }
     }
 }
-
-/// `NFT_DATA_VERDICT`: the one type of a value that the kernel tells from others.
-const VERDICT: u32 = 0xffff_ff00;
 
 /// Six bits a field (`TYPE_BITS` in nftables' include/datatype.h).
 fn concatenated(types: &[Type]) -> u32 {
@@ -54,9 +48,9 @@ fn len(types: &[Type]) -> u32 {
 
 /// A set, or with `value` a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Set {
+pub struct Set<'a> {
     /// Its name in the table.
-    pub name: &'static str,
+    pub name: &'a str,
     /// The fields of a key.
     pub key: &'static [Type],
     /// The fields of a value; none in a set.
@@ -65,7 +59,7 @@ pub struct Set {
     pub expires: bool,
 }
 
-impl Set {
+impl Set<'_> {
     pub(super) fn attributes(&self, table: &str, id: u32) -> Vec<SetAttribute> {
         let mut flags = SetFlags::empty();
         flags.set(SetFlags::Timeout, self.expires);
@@ -91,31 +85,15 @@ impl Set {
 pub struct Element {
     /// As it lies in registers.
     pub key: Vec<u8>,
-    /// What a map gives for it.
-    pub value: Option<Value>,
-}
-
-/// What a map gives.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Value {
-    /// As it lies in registers.
-    Data(Vec<u8>),
-    /// Go on with a chain, and then where the map was looked into.
-    Jump(String),
+    /// What a map gives for it, as it lies in registers.
+    pub value: Option<Vec<u8>>,
 }
 
 impl Element {
     fn attributes(&self) -> Vec<SetElementAttribute> {
         let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(self.key.clone()))];
-        attributes.extend(self.value.as_ref().map(|value| {
-            SetElementAttribute::Data(match value {
-                Value::Data(bytes) => DataAttribute::Value(bytes.clone()),
-                Value::Jump(chain) => DataAttribute::Verdict(vec![
-                    VerdictAttribute::Code(Verdict::Jump),
-                    VerdictAttribute::Chain(chain.clone()),
-                ]),
-            })
-        }));
+        let value = self.value.clone().map(DataAttribute::Value);
+        attributes.extend(value.map(SetElementAttribute::Data));
         attributes
     }
 }
@@ -170,10 +148,8 @@ mod number {
     pub(super) const DATA: u16 = 2;
     /// `NFTA_SET_ELEM_EXPIRATION`.
     pub(super) const EXPIRATION: u16 = 5;
-    /// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`, and in it `NFTA_VERDICT_CHAIN`.
+    /// `NFTA_DATA_VALUE`.
     pub(super) const VALUE: u16 = 1;
-    pub(super) const VERDICT: u16 = 2;
-    pub(super) const CHAIN: u16 = 2;
 }
 
 /// The elements in one part of a dump.
@@ -183,14 +159,8 @@ pub(crate) fn elements_of(message: &[u8]) -> Vec<Element> {
 }
 
 fn element_of(element: &[u8]) -> Option<Element> {
-    let key = nested(element, number::KEY).flat_map(|key| nested(key, number::VALUE)).next()?.to_vec();
-    let value = nested(element, number::DATA).find_map(|data| {
-        let bytes = nested(data, number::VALUE).next().map(|bytes| Value::Data(bytes.to_vec()));
-        let mut chains = nested(data, number::VERDICT).flat_map(|verdict| nested(verdict, number::CHAIN));
-        let text = |name: &[u8]| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        bytes.or_else(|| chains.next().map(|name| Value::Jump(text(name))))
-    });
-    Some(Element { key, value })
+    let first = |kind| nested(element, kind).flat_map(|data| nested(data, number::VALUE)).next();
+    Some(Element { key: first(number::KEY)?.to_vec(), value: first(number::DATA).map(<[u8]>::to_vec) })
 }
 
 /// The values of the attributes of one number.

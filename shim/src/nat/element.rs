@@ -1,8 +1,9 @@
 //! What a record puts into the sets.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use weft_netns::nft::{Element, Value};
+use weft_netns::nft::Element;
 
 use super::ruleset::{IPV4, IPV6, Sets};
 use crate::record::{HostPort, Masquerade, Record, fnv1a};
@@ -10,7 +11,7 @@ use crate::record::{HostPort, Masquerade, Record, fnv1a};
 /// An element, and the set it belongs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
-    pub(crate) set: &'static str,
+    pub(crate) set: Cow<'static, str>,
     pub(crate) element: Element,
     /// The host port that it publishes.
     pub(crate) port: Option<HostPort>,
@@ -19,9 +20,10 @@ pub(crate) struct Placed {
 /// What belongs to this pod alone.
 pub(crate) fn own(record: &Record) -> Vec<Placed> {
     let masquerade = record.masquerade.iter().flat_map(|masquerade| {
-        masquerade.addresses.iter().map(|address| Placed {
-            set: sets(*address).masquerade,
-            element: Element { key: octets(*address), value: Some(Value::Jump(chain(masquerade))) },
+        let list = list(masquerade);
+        masquerade.addresses.iter().map(move |address| Placed {
+            set: sets(*address).hidden_by(&list).into(),
+            element: Element { key: octets(*address), value: None },
             port: None,
         })
     });
@@ -29,7 +31,7 @@ pub(crate) fn own(record: &Record) -> Vec<Placed> {
     let hairpin = record.first_addresses().filter(|_| !record.ports.is_empty()).flat_map(|to| {
         let from = record.addresses.iter().filter(move |from| from.is_ipv4() == to.is_ipv4());
         from.map(move |from| Placed {
-            set: sets(to).hairpin,
+            set: sets(to).hairpin.into(),
             element: Element { key: [octets(*from), octets(to)].concat(), value: None },
             port: None,
         })
@@ -40,7 +42,7 @@ pub(crate) fn own(record: &Record) -> Vec<Placed> {
 
 /// Whether the set says which addresses are hidden.
 pub(super) fn is_hiding(set: &str) -> bool {
-    [IPV4.masquerade, IPV6.masquerade].contains(&set)
+    set.starts_with(IPV4.hidden) || set.starts_with(IPV6.hidden)
 }
 
 /// Each host port with each address that it leads to: the first of each family, if it is at addresses of that family.
@@ -57,8 +59,8 @@ pub(super) fn publish(port: &HostPort, address: IpAddr) -> Placed {
     let at = port.host_ip.filter(|at| !at.is_unspecified()).map(octets);
     let set = if at.is_some() { sets(address).ports_at } else { sets(address).ports };
     let key = [at.unwrap_or_default(), protocol, number(port.host_port)].concat();
-    let value = Some(Value::Data([octets(address), number(port.pod_port)].concat()));
-    Placed { set, element: Element { key, value }, port: Some(*port) }
+    let value = Some([octets(address), number(port.pod_port)].concat());
+    Placed { set: set.into(), element: Element { key, value }, port: Some(*port) }
 }
 
 fn sets(address: IpAddr) -> Sets {
@@ -72,12 +74,9 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// What the names of the chains that hide pods begin with.
-pub(super) const HIDING: &str = "masquerade_";
-
-/// The chain that hides a pod: networks with the same exceptions share it.
-pub(super) fn chain(masquerade: &Masquerade) -> String {
+/// The name of a list of exceptions: networks with the same ones share it.
+pub(super) fn list(masquerade: &Masquerade) -> String {
     let list: Vec<String> = masquerade.except.iter().map(ToString::to_string).collect();
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
-    format!("{HIDING}{:016x}", fnv1a(&list))
+    format!("{:016x}", fnv1a(&list))
 }

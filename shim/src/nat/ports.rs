@@ -53,7 +53,7 @@ impl Table {
     /// The kernel's.
     pub(crate) fn published(&self, port: &HostPort, address: IpAddr) -> Result<Published, pod::Error> {
         let wanted = element::publish(port, address);
-        let there = self.0.element(TABLE, wanted.set, &wanted.element);
+        let there = self.0.element(TABLE, &wanted.set, &wanted.element);
         Ok(match there.map_err(kernel("look up a host port"))? {
             None => Published::No,
             Some(there) if there == wanted.element => Published::Yes,

@@ -5,13 +5,14 @@
 //! else. The kernel numbers its transactions, and refuses one that goes by an old number: what was read, the records
 //! among it, was all true at the instant when the table is made anew. So no attach that is under way looks like damage.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix::libc;
 use weft_netns::Netfilter;
 use weft_netns::nft::Batch;
 
-use super::{Error, TABLE, by_set, element, hiding, kernel, needs_guard, ruleset, wanted};
+use super::{Error, TABLE, by_set, element, kernel, lists, needs_guard, ruleset, wanted};
 use crate::pod;
 use crate::record::{Record, State};
 use crate::state::Ledger;
@@ -91,12 +92,9 @@ fn remake(netfilter: &Netfilter, generation: u32, records: &[Record]) -> Result<
     batch.delete_table();
     batch.add_table();
     ruleset::build(&mut batch);
-    for (chain, rules) in hiding(records) {
-        batch.add_chain(&chain, None);
-        rules.into_iter().for_each(|rule| batch.add_rule(&chain, rule));
-    }
+    lists(records).iter().for_each(|(list, except)| ruleset::build_list(&mut batch, list, except));
     for (set, elements) in wanted(records) {
-        batch.add_elements(set, &elements);
+        batch.add_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
         Err(err) if err.errno() == Some(libc::ERESTART) => Ok(false),
@@ -126,14 +124,15 @@ fn shape(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns:
     }
     let owned: Vec<_> = records.iter().flat_map(element::own).collect();
     let (mut owned, mut shape) = (by_set(&owned), Shape::Whole);
-    for set in ruleset::SETS {
-        let there: BTreeSet<_> = netfilter.elements(TABLE, set.name)?.into_iter().collect();
-        let owned: BTreeSet<_> = owned.remove(set.name).unwrap_or_default().into_iter().collect();
-        let needed = needed.remove(set.name).unwrap_or_default();
+    let fixed = ruleset::SETS.iter().map(|set| Cow::Borrowed(set.name));
+    for set in fixed.chain(owned.keys().cloned()).collect::<BTreeSet<_>>() {
+        let there: BTreeSet<_> = netfilter.elements(TABLE, &set)?.into_iter().collect();
+        let owned: BTreeSet<_> = owned.remove(&set).unwrap_or_default().into_iter().collect();
+        let needed = needed.remove(&set).unwrap_or_default();
         match there.is_subset(&owned) {
             _ if !needed.iter().all(|element| there.contains(element)) => return Ok(Shape::Damaged),
             true => {}
-            false if element::is_hiding(set.name) => shape = Shape::Stale,
+            false if element::is_hiding(&set) => shape = Shape::Stale,
             false => return Ok(Shape::Damaged),
         }
     }
@@ -157,7 +156,7 @@ pub(crate) fn lost(record: &Record) -> Result<Option<String>, pod::Error> {
         return Ok(Some(format!("a rule of chain {chain} in the table inet {TABLE}")));
     }
     for placed in own {
-        let there = netfilter.element(TABLE, placed.set, &placed.element).map_err(kernel(step))?;
+        let there = netfilter.element(TABLE, &placed.set, &placed.element).map_err(kernel(step))?;
         if there.as_ref() != Some(&placed.element) {
             let what = placed.port.map_or_else(|| "the pod".to_owned(), |port| format!("host port {port}"));
             return Ok(Some(format!("{what} in set {} of the table inet {TABLE}", placed.set)));
@@ -170,7 +169,9 @@ pub(crate) fn lost(record: &Record) -> Result<Option<String>, pod::Error> {
 fn rules_for(records: &[Record]) -> BTreeMap<String, usize> {
     let mut rules = BTreeMap::new();
     ruleset::rules().into_iter().for_each(|(chain, _)| *rules.entry(chain.to_owned()).or_default() += 1);
-    rules.extend(hiding(records).into_iter().map(|(chain, rules)| (chain, rules.len())));
+    let of_list =
+        |(list, except): (String, &[_])| (ruleset::chain_of(&list), ruleset::hide(&list, except).len());
+    rules.extend(lists(records).into_iter().map(of_list));
     rules
 }
 
@@ -179,6 +180,6 @@ fn rules_for(records: &[Record]) -> BTreeMap<String, usize> {
 fn has_rules(netfilter: &Netfilter, attached: &[Record]) -> Result<bool, weft_netns::Error> {
     let there = netfilter.rules(TABLE)?;
     let made = rules_for(attached);
-    let is_known = |chain: &String| made.contains_key(chain) || chain.starts_with(element::HIDING);
+    let is_known = |chain: &String| made.contains_key(chain) || chain.starts_with(ruleset::HIDING);
     Ok(made.iter().all(|(chain, rules)| there.get(chain) == Some(rules)) && there.keys().all(is_known))
 }

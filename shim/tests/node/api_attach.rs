@@ -144,8 +144,7 @@ fn assert_in_the_kernel(node: &Node, made: &Attachment) {
         let told = tc(node, &format!("qdisc show dev {link}"));
         assert!(told.as_array().unwrap().iter().any(|qdisc| qdisc["kind"] == "tbf"), "{link}: {told}");
     }
-    let counts =
-        ["ports4", "ports4_at", "ports6", "masquerade4", "masquerade6"].map(|set| elements(node, set));
+    let counts = ["ports4", "ports4_at", "ports6", "hidden4_", "hidden6_"].map(|set| elements(node, set));
     assert_eq!(counts, [1, 1, 2, 1, 1]);
 }
 

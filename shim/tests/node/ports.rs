@@ -62,20 +62,22 @@ pub(crate) fn del(node: &Node, names: &[&str]) {
     for set in ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6"] {
         assert_eq!(elements(node, set), 0, "{set}");
     }
-    for set in ["masquerade4", "masquerade6"] {
+    for set in ["hidden4_", "hidden6_"] {
         wait_until("the kernel's clock ticks", || elements(node, set) == 0);
     }
 }
 
-/// Elements of a set or map, as `nft` sees them.
+/// Elements of a set or map, as `nft` sees them; of all whose names begin so, if it ends with an underscore.
 pub(crate) fn elements(node: &Node, name: &str) -> usize {
     let output = node.run(Command::new("nft").args(["-j", "list", "ruleset"]), "");
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
     let objects = listed["nftables"].as_array().unwrap();
-    let set = objects.iter().find_map(|object| {
-        [&object["set"], &object["map"]].into_iter().find(|set| set["name"] == name).cloned()
-    });
-    set.map_or(0, |set| set["elem"].as_array().map_or(0, Vec::len))
+    let is_meant = |set: &&Value| {
+        let own = set["name"].as_str().unwrap_or_default();
+        own == name || name.ends_with('_') && own.starts_with(name)
+    };
+    let sets = objects.iter().flat_map(|object| [&object["set"], &object["map"]]).filter(is_meant);
+    sets.map(|set| set["elem"].as_array().map_or(0, Vec::len)).sum()
 }
 
 pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
@@ -412,12 +414,12 @@ fn an_address_is_hidden_as_its_next_pod_wants_it() {
     ] {
         conf["args"] = json!({ "cni": { "ips": ["10.88.0.50"] } });
         if pod == "e" {
-            wait_until("the kernel's clock ticks", || elements(&node, "masquerade4") == 0);
+            wait_until("the kernel's clock ticks", || elements(&node, "hidden4_") == 0);
         }
         add(&node, pod, &conf);
         assert_eq!(seen(pod), if hidden { HOST[0] } else { "10.88.0.50" }, "{pod}");
         wait_until("an expiry that was called off is over", || {
-            elements(&node, "masquerade4") == usize::from(hidden)
+            elements(&node, "hidden4_") == usize::from(hidden)
         });
         assert!(node.cni("DEL", pod, &conf).status.success());
     }
@@ -509,12 +511,21 @@ fn check_finds_ports_and_masquerade_that_were_taken_away() {
     let nft = |line: &str| {
         assert!(node.run(Command::new("nft").args(line.split(' ')), "").status.success(), "{line}");
     };
+    let sets = String::from_utf8(node.run(Command::new("nft").args(["list", "sets"]), "").stdout).unwrap();
+    let hidden = sets.split_whitespace().find(|word| word.starts_with("hidden6_")).unwrap();
     for (harm, lost) in [
         (
             "delete element inet weft ports4 { tcp . 8080 }",
             "host port 8080/tcp in set ports4 of the table inet weft",
         ),
-        ("flush map inet weft masquerade6", "the pod in set masquerade6 of the table inet weft"),
+        (
+            &format!("flush set inet weft {hidden}"),
+            &format!("the pod in set {hidden} of the table inet weft"),
+        ),
+        (
+            &format!("flush chain inet weft {}", hidden.replace("hidden6", "masquerade")),
+            &format!("a rule of chain {} in the table inet weft", hidden.replace("hidden6", "masquerade")),
+        ),
         ("flush chain inet weft ports", "a rule of chain ports in the table inet weft"),
         ("delete table inet weft", "a rule of chain guard in the table inet weft"),
     ] {
@@ -590,7 +601,7 @@ fn eight_at_a_time_with_ports_while_the_table_is_flushed() {
     // Whoever comes next makes it whole.
     assert!(node.run(Command::new("nft").args(["flush", "ruleset"]), "").status.success());
     add(&node, "last", &conf());
-    assert_eq!((elements(&node, "ports4"), elements(&node, "masquerade4")), (24, 25));
+    assert_eq!((elements(&node, "ports4"), elements(&node, "hidden4_")), (24, 25));
     let names: Vec<&str> = names.iter().map(String::as_str).chain(["last"]).collect();
     del(&node, &names);
 }
