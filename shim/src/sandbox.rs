@@ -239,9 +239,8 @@ impl Sandbox {
         });
         tasks.kill_all().await;
         let mut errors = Vec::new();
-        if let Some(init) = init {
-            errors.extend(init.end().await.err());
-        }
+        // It ends while the network is detached.
+        let ending = init.map(|init| init.end());
         let left = self.instance().as_mut().map(|instance| instance.leave());
         let is_home = left.as_ref().is_none_or(|left| left.is_home);
         errors.extend(left.into_iter().flat_map(|left| left.errors));
@@ -252,6 +251,10 @@ impl Sandbox {
         {
             errors.push(Error::Detach(err));
         }
+        if let Some(ending) = ending {
+            errors.extend(ending.await.err());
+        }
+        errors.extend(self.instance().as_mut().and_then(|instance| instance.leave_cgroup().err()));
         self.has_ended(Exit { status: 0, at: SystemTime::now() });
         if !errors.is_empty() {
             return Err(Error::Several(errors));

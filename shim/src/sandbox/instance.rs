@@ -87,6 +87,7 @@ impl Instance {
             Err(err) => {
                 instance.init = None;
                 let mut errors = instance.leave().errors;
+                errors.extend(instance.leave_cgroup().err());
                 errors.extend(instance.remove().err());
                 if !errors.is_empty() {
                     log::warn!("undo a sandbox that could not be created: {}", all(&errors));
@@ -188,8 +189,9 @@ impl Instance {
         self.moving.as_mut()
     }
 
-    /// Out of the pod's cgroup, which is removed then. What went wrong is told by [`Instance::remove`].
-    fn leave_cgroup(&mut self) -> Result<(), Error> {
+    /// Out of the pod's cgroup, which is removed then, so `sandbox-init` has to have ended. What went wrong is told by
+    /// [`Instance::remove`].
+    pub(super) fn leave_cgroup(&mut self) -> Result<(), Error> {
         let Some(cgroup) = self.state.cgroup.clone() else { return Ok(()) };
         let (hierarchies, earlier) = (Arc::clone(&self.hierarchies), self.moving.take());
         let leave = move || {
@@ -232,12 +234,11 @@ impl Instance {
         Ok(())
     }
 
-    /// Goes back to the node's namespaces and cgroups, and unmounts. Not the files: a status may still be asked for.
+    /// Goes back to the node's namespaces, and unmounts. Not the files: a status may still be asked for.
     pub(super) fn leave(&mut self) -> Left {
         let home = self.home.enter().map_err(system("leave the pod's namespaces"));
         let is_home = home.is_ok();
         let mut errors: Vec<Error> = home.err().into_iter().collect();
-        errors.extend(self.leave_cgroup().err());
         errors.extend(self.dir.unmount_shm().err());
         Left { is_home, errors }
     }
@@ -266,15 +267,16 @@ impl Instance {
 }
 
 impl Init {
-    /// Ends the process, and with it all others in its PID namespace.
-    pub(super) async fn end(self) -> Result<(), Error> {
-        drop(self.life);
-        let Some(followed) = self.followed else {
-            return Ok(());
-        };
-        match timeout(END, followed).await {
-            Ok(_) => Ok(()),
-            Err(_elapsed) => self.process.kill().map_err(io_error("end sandbox-init")),
+    /// Ends the process, and with it all others in its PID namespace, and returns what is to be waited for.
+    pub(super) fn end(self) -> impl Future<Output = Result<(), Error>> {
+        let Init { process, life, followed, .. } = self;
+        drop(life);
+        async move {
+            let Some(followed) = followed else { return Ok(()) };
+            match timeout(END, followed).await {
+                Ok(_) => Ok(()),
+                Err(_elapsed) => process.kill().map_err(io_error("end sandbox-init")),
+            }
         }
     }
 }
