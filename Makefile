@@ -114,8 +114,8 @@ bench: build tools ## weft beside the reference, in one run; writes docs/benchma
 	@# A step that fails panics: unwinding takes down what was started.
 	CARGO_PROFILE_RELEASE_PANIC=unwind cargo build --release -q -p weft-conformance --bins
 	CARGO_TARGET_$(TRIPLE_VAR)_RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
-	  cargo build --release -q --target $(TRIPLE) -p weft-netns --example attach -p weft-ipam --example lease
-	mkdir -p $(CARGO_TARGET_DIR)/release/examples && cp $(RELEASE)/examples/{attach,lease} $(CARGO_TARGET_DIR)/release/examples/
+	  cargo build --release -q --target $(TRIPLE) -p weft-netns --example attach --example floor -p weft-ipam --example lease
+	mkdir -p $(CARGO_TARGET_DIR)/release/examples && cp $(RELEASE)/examples/{attach,floor,lease} $(CARGO_TARGET_DIR)/release/examples/
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) $(CARGO_TARGET_DIR)/release/bench
 
 install: ## put the binaries, units and configuration below DESTDIR, by default into the running system

@@ -1,7 +1,7 @@
 //! What an attach costs: two sockets, a pair, and everything a dual-stack pod needs on both ends. Prints the median, the
 //! 90th and the 99th percentile of each step, in microseconds. As root: `cargo run --release --example attach [ROUNDS]`.
 //!
-//! `attach NAMESPACE` attaches that one, says nothing, and is the floor that `make bench` measures the CNI plugin by: no lease, no
+//! `attach NAMESPACE` attaches that one, says nothing, and is one of the floors that `make bench` measures the CNI plugin by: no lease, no
 //! record, no eBPF. The pair goes with the namespace.
 //!
 //! Without one it makes its own namespaces: one plays the host, and each round has a new pod's. Making them is not counted, and none ends
