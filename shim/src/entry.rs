@@ -23,6 +23,12 @@ pub fn enter(program: fn() -> i32) -> i32 {
     if std::io::stdout().flush().is_ok() { code } else { code.max(1) }
 }
 
+/// Descriptor 0. The standard library's comes with a buffer of 8 kB, which stays.
+pub(crate) fn standard_input() -> BorrowedFd<'static> {
+    // SAFETY: the descriptor is open as long as the process: `prepare` has seen to it.
+    unsafe { BorrowedFd::borrow_raw(0) }
+}
+
 fn prepare() -> std::io::Result<()> {
     for fd in 0..=2 {
         // SAFETY: the descriptor is looked at only, and may be none.

@@ -7,15 +7,24 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// For the environment of the daemon (the GNU C Library manual, "Memory Allocation Tunables"; mallopt(3) has no such parameter).
+/// For the environment of the daemon (the GNU C Library manual, "Tunables"; mallopt(3) has no such parameters). A longer text takes a
+/// page of its own, for the C library keeps a copy.
 ///
 /// Without per-thread caches: up to seven freed blocks of each size count as used, and those at the end of the heap keep all below
-/// from being given back. With one arena: the threads that live for one call would have another, which stays. Their stacks go with
-/// them: one that is kept for the next has two dirty pages.
-pub(crate) const TUNABLES: (&str, &str) = (
-    "GLIBC_TUNABLES",
-    "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=1:glibc.pthread.stack_cache_size=0",
-);
+/// from being given back. The stack of a thread that has ended goes too: one that is kept for the next has two dirty pages.
+pub(crate) const TUNABLES: (&str, &str) =
+    ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0:glibc.pthread.stack_cache_size=0");
+
+/// The threads that live for one call would each have an arena of their own, which stays. To be called before there is one.
+#[cfg(target_env = "gnu")]
+pub(crate) fn keep_one_arena() {
+    // SAFETY: the call changes a number of the allocator's.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Other C libraries have no arenas.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn keep_one_arena() {}
 
 /// How long a call's aftermath may take: events, the end of output, the client's farewell.
 const QUIET: Duration = Duration::from_secs(1);

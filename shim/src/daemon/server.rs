@@ -4,7 +4,6 @@
 //! `/proc/<pid>/ns` shows the namespaces of the main one.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -21,8 +20,10 @@ use ttrpc::asynchronous::{Server, Service};
 use super::args::Args;
 use super::{Error, io_error, logger, socket};
 use crate::config::Config;
+use crate::entry::standard_input;
 use crate::error::chain;
 use crate::events::Events;
+use crate::memory;
 use crate::network::{self, Scope};
 use crate::peers::Peers;
 use crate::reaper::{self, Reaper};
@@ -54,6 +55,7 @@ fn system(op: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
 
 /// Serves until the last task and the sandbox are gone.
 pub(super) fn serve(args: &Args) -> Result<(), Error> {
+    memory::keep_one_arena();
     let listener = take_listener()?;
     let of_socket = listener.local_addr().map_err(io_error("find the socket's path"))?;
     let path = of_socket.as_pathname().map(PathBuf::from).unwrap_or_default();
@@ -73,9 +75,7 @@ pub(super) fn serve(args: &Args) -> Result<(), Error> {
 
 /// `start` has put the listener where standard input was.
 fn take_listener() -> Result<StdUnixListener, Error> {
-    // SAFETY: descriptor 0 is open as long as the process. `std::io::stdin` would make a buffer of 8 kB that stays.
-    let stdin = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
-    let fd = stdin.try_clone_to_owned().map_err(io_error("take the listener"))?;
+    let fd = standard_input().try_clone_to_owned().map_err(io_error("take the listener"))?;
     let listener = StdUnixListener::from(fd);
     let null = std::fs::File::open("/dev/null").map_err(io_error("open /dev/null"))?;
     nix::unistd::dup2_stdin(null).map_err(system("close standard input"))?;

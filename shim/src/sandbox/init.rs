@@ -20,6 +20,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::Error;
 use super::confine::{confine, empty_root};
+use crate::entry::standard_input;
 use crate::error::chain;
 
 /// What process 1 says when it can do no harm any more.
@@ -63,7 +64,7 @@ pub(super) fn hear(from: &mut impl BufRead) -> Result<String, Error> {
 
 /// The socket that is standard input.
 pub(super) fn daemon() -> io::Result<UnixStream> {
-    Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+    Ok(UnixStream::from(standard_input().try_clone_to_owned()?))
 }
 
 /// Tells the daemon why there is no `sandbox-init`, and returns it.
@@ -96,10 +97,11 @@ pub(super) fn reap_until_end() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None)?;
     let watched = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM]);
     let signals = SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let stdin = io::stdin();
     loop {
-        let mut fds =
-            [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(standard_input(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
         poll(&mut fds, PollTimeout::NONE)?;
         if fds[0].revents().is_some_and(|events| !events.is_empty()) {
             return Ok(());
