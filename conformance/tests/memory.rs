@@ -26,9 +26,9 @@ fn run_and_remove(pod: &Pod<'_>, name: &str, script: &str) {
 fn a_pod_is_small_and_small_again_after_work() {
     let node = Node::start(Subject::Weft);
     let pods: Vec<Pod<'_>> = (0..PODS).map(|n| node.run_pod(&PodSpec::new(&format!("p{n}")))).collect();
-    assert_at_most(225, &node, "without a container");
+    assert_at_most(200, &node, "without a container");
     pods.iter().for_each(|pod| run_and_remove(pod, "first", "echo first"));
-    assert_at_most(260, &node, "after a container");
+    assert_at_most(230, &node, "after a container");
     for pod in &pods {
         let main = pod.run(&ContainerSpec::new("main", image::BUSYBOX).command(&[PAYLOAD, "3600"]));
         for _ in 0..5 {
@@ -36,7 +36,7 @@ fn a_pod_is_small_and_small_again_after_work() {
         }
         run_and_remove(pod, "noise", "head -c 8000000 /dev/zero");
     }
-    assert_at_most(300, &node, "after execs and output, with a container");
+    assert_at_most(260, &node, "after execs and output, with a container");
     drop(pods);
     node.finish();
 }
