@@ -2,8 +2,8 @@
 //!
 //! Two programs are started for each pod, the shim several times, and each start of Rust's runtime costs what none of them needs: it has
 //! the C library read `/proc/self/maps` to find the end of the stack, and keeps a stack for the message of its overflow
-//! (`init` in library/std/src/sys/pal/unix/mod.rs): 26 system calls and five dirty pages a process. So they begin with C's `main`, and what the
-//! runtime does that is needed is here.
+//! (`init` in library/std/src/sys/pal/unix/mod.rs): 19 system calls, and pages that stay dirty. So they begin with C's `main`, and what
+//! the runtime does that is needed is here.
 
 use std::fs::OpenOptions;
 use std::io::Write;
