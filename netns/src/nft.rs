@@ -5,6 +5,7 @@ pub(crate) mod closed;
 mod expr;
 mod loss;
 pub(crate) mod set;
+mod tick;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ pub use batch::{Base, Batch, Hook, Kind};
 pub use expr::{Direction, Expr, Family, Field, Slot};
 pub(crate) use loss::is_loss;
 pub use set::{Element, Set, Type};
+pub use tick::await_tick;
 
 /// `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u8 = 10;

@@ -18,7 +18,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use ipnet::IpNet;
 use nix::libc;
-use weft_netns::nft::{Batch, Element, Family};
+use weft_netns::nft::{self, Batch, Element, Family};
 use weft_netns::{Flows, Netfilter, sysctl};
 
 use crate::record::{HostPort, Protocol, Record, State};
@@ -163,46 +163,73 @@ pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
         return Ok(());
     }
     let netfilter = Netfilter::open().map_err(kernel("withdraw ports and masquerade"))?;
-    show(&netfilter, &hiding).map_err(kernel("withdraw masquerade"))?;
+    if !expire(&netfilter, &hiding).map_err(kernel("withdraw masquerade"))? {
+        delete(&netfilter, &present(&netfilter, hiding).map_err(kernel("withdraw masquerade"))?)?;
+    }
     if !ports.is_empty() {
-        delete(&netfilter, &ports).map_err(kernel("withdraw ports"))?;
-        forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
+        withdraw_ports(netfilter, record, ports)?;
+    }
+    Ok(())
+}
+
+/// Nothing is translated any more when this returns, and what was is forgotten.
+fn withdraw_ports(netfilter: Netfilter, record: &Record, ports: Vec<Placed>) -> Result<(), pod::Error> {
+    let step = "withdraw ports";
+    let ports = present(&netfilter, ports).map_err(kernel(step))?;
+    let expires = expire(&netfilter, &ports).map_err(kernel(step))?;
+    if !expires {
+        delete(&netfilter, &ports)?;
+    } else if !ports.is_empty() {
+        nft::await_tick().map_err(kernel(step))?;
+    }
+    forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
+    if !expires {
         netfilter.close_aside();
     }
     Ok(())
 }
 
-/// Hides addresses no longer. By letting the elements expire: the kernel makes whoever closes a netfilter socket wait until it has freed what
-/// was deleted (`nft_rcv_nl_event` in net/netfilter/nf_tables_api.c), 13 ms in each detach and in every attach beside it.
-fn show(netfilter: &Netfilter, hiding: &[Placed]) -> Result<(), weft_netns::Error> {
-    let Some(first) = hiding.first() else { return Ok(()) };
+/// Those that are there as they are here.
+fn present(netfilter: &Netfilter, placed: Vec<Placed>) -> Result<Vec<Placed>, weft_netns::Error> {
+    let mut found = Vec::new();
+    for placed in placed {
+        let there = netfilter.element(TABLE, &placed.set, &placed.element)?;
+        found.extend(there.filter(|there| *there == placed.element).map(|_| placed));
+    }
+    Ok(found)
+}
+
+/// Lets elements expire when the kernel's clock ticks; `false` if they do not. Deleting makes whoever closes a netfilter socket wait until the
+/// kernel has freed what was deleted (`nft_rcv_nl_event` in net/netfilter/nf_tables_api.c), 13 ms in each detach and in every attach beside it.
+fn expire(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
+    let Some(first) = placed.first() else { return Ok(true) };
     let mut batch = Batch::of(TABLE);
-    for (set, elements) in by_set(hiding) {
+    for (set, elements) in by_set(placed) {
         batch.expire_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
-        // Flushed, or another's by now.
-        Err(err) if matches!(err.errno(), Some(libc::ENOENT | libc::EEXIST)) => return Ok(()),
-        done => done?,
+        // A kernel before 6.12 leaves them as they are.
+        Ok(()) => Ok(!netfilter.has_lasting(TABLE, &first.set, &first.element)?),
+        // Flushed, or another's by now; or of a table of an older version, where they cannot expire.
+        Err(err) if matches!(err.errno(), Some(libc::ENOENT | libc::EEXIST | libc::EBUSY | libc::EINVAL)) => {
+            Ok(false)
+        }
+        Err(err) => Err(err),
     }
-    if netfilter.has_lasting(TABLE, &first.set, &first.element)? { delete(netfilter, hiding) } else { Ok(()) }
 }
 
-/// Deletes those that are there as they are here.
-fn delete(netfilter: &Netfilter, placed: &[Placed]) -> Result<(), weft_netns::Error> {
-    let mut left = Vec::new();
-    for placed in placed {
-        let there = netfilter.element(TABLE, &placed.set, &placed.element)?;
-        left.extend(there.filter(|there| *there == placed.element).map(|_| placed));
+fn delete(netfilter: &Netfilter, placed: &[Placed]) -> Result<(), pod::Error> {
+    if placed.is_empty() {
+        return Ok(());
     }
     let mut batch = Batch::of(TABLE);
-    for (set, elements) in by_set(left) {
+    for (set, elements) in by_set(placed) {
         batch.delete_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
         // Flushed since it was looked at.
         Err(err) if err.errno() == Some(libc::ENOENT) => Ok(()),
-        done => done,
+        done => done.map_err(kernel("delete elements of the table inet weft")),
     }
 }
 

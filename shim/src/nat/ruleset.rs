@@ -62,7 +62,7 @@ impl Sets {
 }
 
 const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set<'static> {
-    Set { name, key, value, expires: false }
+    Set { name, key, value, expires: true }
 }
 
 /// All sets and maps but those of the lists.
