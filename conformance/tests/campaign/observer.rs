@@ -184,7 +184,8 @@ fn ports(node: &Node) -> Vec<(String, u64, IpAddr, u64)> {
         let told: Value = told.ok().and_then(|told| serde_json::from_str(&told).ok()).unwrap_or_default();
         let objects = told["nftables"].as_array().into_iter().flatten();
         let elements = objects.flat_map(|object| object["map"]["elem"].as_array().into_iter().flatten());
-        for element in elements {
+        // A port that is withdrawn ends with the kernel's next tick.
+        for element in elements.filter(|element| element[0]["elem"]["expires"].is_null()) {
             let (from, to) = (&element[0]["concat"], &element[1]["concat"]);
             let parsed = (|| {
                 let protocol = from[0].as_str().map_or_else(|| from[0].to_string(), str::to_owned);
