@@ -48,7 +48,7 @@ pub(crate) fn measure(_: &Nodes) -> Table {
         node.finish();
     }
     let text = format!(
-        "CNI ADD and DEL of {PODS} pods with one host port each, on a node of {POPULATION} other pods with {EACH} host ports each, and on \
+        "CNI ADD and DEL of {PODS} pods with a host port of their own each, on a node of {POPULATION} other pods with {EACH} host ports each, and on \
          one whose {POPULATION} other pods have none, taking turns. {EACH} ports in one pod, beside portmap, are in the table CNI."
     );
     let header =
@@ -66,18 +66,22 @@ pub(crate) fn measure(_: &Nodes) -> Table {
 /// The other side of [`OnNode`]: serves until stdin ends.
 pub(crate) fn serve(node: &Path) {
     let (home, mut numbers, mut residents) = (Home::of(node), 0.., Vec::new());
+    // Not one port again and again: those that have been withdrawn stay in the kernel's table for up to a second, and with more than 16
+    // of one key it makes the table anew (`RHT_ELASTICITY` in lib/rhashtable.c).
+    let mut ports = (1..FIRST_PORT).rev();
     let mut run = |ports| home.run(numbers.next().expect("numbers do not end"), ports);
     for line in stdin().lines() {
         let line = line.expect("read from stdin");
         let times = match (line.as_str(), line.strip_prefix("fill ")) {
             (_, Some(ports)) => {
                 let ports: u16 = ports.parse().expect("a number of ports");
-                let first = |pod| FIRST_PORT + 1 + pod * ports;
+                let first = |pod| FIRST_PORT + pod * ports;
                 residents.extend((0..POPULATION).map(|pod| run(first(pod)..first(pod + 1))));
                 vec![]
             }
             ("pod", None) => {
-                let pod = run(FIRST_PORT..FIRST_PORT + 1);
+                let port = ports.next().expect("fewer pods than ports");
+                let pod = run(port..port + 1);
                 vec![pod.add, pod.end()]
             }
             ("empty", None) => residents.drain(..).map(Running::end).collect(),
