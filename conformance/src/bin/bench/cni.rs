@@ -52,7 +52,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     for pod in 0..PODS {
         in_turn(&mut arms, 0, pod, &mut bare);
     }
-    // Apart: the kernel takes the last pod away while the next one comes, so three more of them between two ADDs would be felt.
+    // Apart: the kernel takes the last pod away while the next one comes, so more of them between two ADDs would be felt.
     for _ in 0..PODS {
         for (samples, (program, ..)) in floors.iter_mut().zip(FLOORS) {
             samples.push(arms[0].ask::<[f64; 1]>(program)[0]);
