@@ -10,13 +10,9 @@ use weft_netns::nft::{Base, Batch, Direction, Element, Expr, Family, Field, Hook
 use weft_netns::{Error, Flows, NetNs, Netfilter};
 
 const TABLE: &str = "weft-test";
-const PORTS: Set<'_> = Set {
-    name: "ports",
-    key: &[Type::Protocol, Type::Port],
-    value: &[Type::Ipv4, Type::Port],
-    expires: false,
-};
-const HIDDEN: Set<'_> = Set { name: "hidden", key: &[Type::Ipv6], value: &[], expires: true };
+const PORTS: Set<'_> =
+    Set { name: "ports", key: &[Type::Protocol, Type::Port], value: &[Type::Ipv4, Type::Port] };
+const HIDDEN: Set<'_> = Set { name: "hidden", key: &[Type::Ipv6], value: &[] };
 
 fn nft(netns: &NetNs, args: &[&str], input: &str) -> String {
     let run = || {

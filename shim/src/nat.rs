@@ -163,8 +163,9 @@ pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
         return Ok(());
     }
     let netfilter = Netfilter::open().map_err(kernel("withdraw ports and masquerade"))?;
-    if !expire(&netfilter, &hiding).map_err(kernel("withdraw masquerade"))? {
-        delete(&netfilter, &present(&netfilter, hiding).map_err(kernel("withdraw masquerade"))?)?;
+    let step = "withdraw masquerade";
+    if !expire(&netfilter, &hiding).map_err(kernel(step))? {
+        delete(&netfilter, &present(&netfilter, hiding).map_err(kernel(step))?)?;
     }
     if !ports.is_empty() {
         withdraw_ports(netfilter, record, ports)?;

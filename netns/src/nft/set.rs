@@ -46,7 +46,7 @@ fn len(types: &[Type]) -> u32 {
     types.iter().map(|one| one.len()).sum()
 }
 
-/// A set, or with `value` a map.
+/// A set, or with `value` a map. Its elements can be made to expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set<'a> {
     /// Its name in the table.
@@ -55,14 +55,11 @@ pub struct Set<'a> {
     pub key: &'static [Type],
     /// The fields of a value; none in a set.
     pub value: &'static [Type],
-    /// Whether elements can be made to expire.
-    pub expires: bool,
 }
 
 impl Set<'_> {
     pub(super) fn attributes(&self, table: &str, id: u32) -> Vec<SetAttribute> {
-        let mut flags = SetFlags::empty();
-        flags.set(SetFlags::Timeout, self.expires);
+        let mut flags = SetFlags::Timeout;
         flags.set(SetFlags::Map, !self.value.is_empty());
         let mut attributes = vec![
             SetAttribute::Table(table.to_owned()),

@@ -62,7 +62,7 @@ impl Sets {
 }
 
 const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set<'static> {
-    Set { name, key, value, expires: true }
+    Set { name, key, value }
 }
 
 /// All sets and maps but those of the lists.
@@ -104,7 +104,7 @@ const fn base(kind: Kind, hook: Hook, priority: i32) -> Option<Base> {
 pub(super) fn build_list(batch: &mut Batch, list: &str, except: &[IpNet]) {
     let keys: [(Sets, &[Type]); 2] = [(IPV4, &[Type::Ipv4]), (IPV6, &[Type::Ipv6])];
     for (sets, key) in keys {
-        batch.add_set(&Set { name: &sets.hidden_by(list), key, value: &[], expires: true });
+        batch.add_set(&Set { name: &sets.hidden_by(list), key, value: &[] });
     }
     let chain = chain_of(list);
     batch.add_chain(&chain, base(Kind::Nat, Hook::Postrouting, SRCNAT));
