@@ -71,15 +71,13 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         let is_there = netfilter.has_table(TABLE).map_err(kernel(step))?;
         return if is_there { Ok(()) } else { repair::restore(ledger, &netfilter) };
     }
-    let mut batch = Batch::of(TABLE);
-    for (set, elements) in by_set(&own) {
-        match element::is_hiding(&set) {
-            // The address's last pod may have left a moment ago.
-            true => batch.have_elements(&set, &elements),
-            false => batch.add_elements(&set, &elements),
-        }
+    let mut done = netfilter.commit(additions(&own));
+    if done.as_ref().is_err_and(|err| err.errno() == Some(libc::EEXIST)) {
+        // Its last pod may have left a moment ago.
+        nft::await_tick().map_err(kernel(step))?;
+        done = netfilter.commit(additions(&own));
     }
-    if let Err(source) = netfilter.commit(batch) {
+    if let Err(source) = done {
         match source.errno() {
             Some(libc::ENOENT) => {}
             Some(libc::EEXIST) => refuse_taken(ledger, &netfilter, &own)?,
@@ -90,6 +88,18 @@ pub(crate) fn publish(ledger: &Ledger, record: &Record) -> Result<(), pod::Error
         refuse_taken(ledger, &netfilter, &own)?;
     }
     forget_unpublished(&netfilter, record).map_err(kernel("forget what was sent to the host ports before"))
+}
+
+fn additions(own: &[Placed]) -> Batch {
+    let mut batch = Batch::of(TABLE);
+    for (set, elements) in by_set(own) {
+        match element::is_hiding(&set) {
+            // The address's last pod may have left a moment ago.
+            true => batch.have_elements(&set, &elements),
+            false => batch.add_elements(&set, &elements),
+        }
+    }
+    batch
 }
 
 /// Without the programs it is the table that drops what a pod sends from a foreign address.
@@ -152,35 +162,29 @@ fn is_local(address: IpAddr) -> bool {
 }
 
 /// Removes what [`publish`] added for a record, which is marked as [`State::Detaching`] if it has ports. What is gone, is gone; what
-/// is not this pod's, stays.
+/// is not this pod's, stays. Nothing is translated any more when this returns, and what was is forgotten.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
-    let (hiding, ports): (Vec<_>, Vec<_>) =
-        element::own(record).into_iter().partition(|placed| element::is_hiding(&placed.set));
-    if hiding.is_empty() && ports.is_empty() {
+    let mut own = element::own(record);
+    if own.is_empty() {
         return Ok(());
     }
-    let netfilter = Netfilter::open().map_err(kernel("withdraw ports and masquerade"))?;
-    let step = "withdraw masquerade";
-    if !expire(&netfilter, &hiding).map_err(kernel(step))? {
-        delete(&netfilter, &present(&netfilter, hiding).map_err(kernel(step))?)?;
-    }
-    if !ports.is_empty() {
-        withdraw_ports(netfilter, record, ports)?;
-    }
-    Ok(())
-}
-
-/// Nothing is translated any more when this returns, and what was is forgotten.
-fn withdraw_ports(netfilter: Netfilter, record: &Record, ports: Vec<Placed>) -> Result<(), pod::Error> {
-    let step = "withdraw ports";
-    let ports = present(&netfilter, ports).map_err(kernel(step))?;
-    let expires = expire(&netfilter, &ports).map_err(kernel(step))?;
+    let step = "withdraw ports and masquerade";
+    let netfilter = Netfilter::open().map_err(kernel(step))?;
+    let mut expires = expire(&netfilter, &own).map_err(kernel(step))?;
     if !expires {
-        delete(&netfilter, &ports)?;
-    } else if !ports.is_empty() {
+        own = present(&netfilter, own).map_err(kernel(step))?;
+        expires = expire(&netfilter, &own).map_err(kernel(step))?;
+    }
+    if !expires {
+        delete(&netfilter, &own)?;
+    }
+    if record.ports.is_empty() {
+        return Ok(());
+    }
+    if expires && !close(&netfilter, &own).map_err(kernel(step))? {
         nft::await_tick().map_err(kernel(step))?;
     }
     forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
@@ -204,13 +208,37 @@ fn present(netfilter: &Netfilter, placed: Vec<Placed>) -> Result<Vec<Placed>, we
 /// kernel has freed what was deleted (`nft_rcv_nl_event` in net/netfilter/nf_tables_api.c), 13 ms in each detach and in every attach beside it.
 fn expire(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
     let Some(first) = placed.first() else { return Ok(true) };
+    // A kernel before 6.12 leaves them as they are.
+    Ok(end(netfilter, by_set(placed))? && !netfilter.has_lasting(TABLE, &first.set, &first.element)?)
+}
+
+/// Translates nothing more to the pod, though its ports have not expired yet; `false` where the table is another's, or an older version's. In a
+/// transaction of its own, and the expiry counts from there: it is not over before that of the ports.
+fn close(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
+    let mut withdrawn: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for placed in placed {
+        if let Some(set) = ruleset::withdrawn(&placed.set) {
+            let element = Element { value: None, ..placed.element.clone() };
+            withdrawn.entry(set.into()).or_default().push(element);
+        }
+    }
+    end(netfilter, withdrawn)
+}
+
+/// Elements that expire when the kernel's clock ticks, be they there already or not; `false` if they were refused.
+fn end(
+    netfilter: &Netfilter,
+    elements: BTreeMap<Cow<'static, str>, Vec<Element>>,
+) -> Result<bool, weft_netns::Error> {
+    if elements.is_empty() {
+        return Ok(true);
+    }
     let mut batch = Batch::of(TABLE);
-    for (set, elements) in by_set(placed) {
+    for (set, elements) in elements {
         batch.expire_elements(&set, &elements);
     }
     match netfilter.commit(batch) {
-        // A kernel before 6.12 leaves them as they are.
-        Ok(()) => Ok(!netfilter.has_lasting(TABLE, &first.set, &first.element)?),
+        Ok(()) => Ok(true),
         // Flushed, or another's by now; or of a table of an older version, where they cannot expire.
         Err(err) if matches!(err.errno(), Some(libc::ENOENT | libc::EEXIST | libc::EBUSY | libc::EINVAL)) => {
             Ok(false)
@@ -296,4 +324,57 @@ pub(crate) fn remove() -> Result<(), pod::Error> {
     batch.add_table();
     batch.delete_table();
     netfilter.commit(batch).map_err(kernel(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::process::Command;
+
+    use serde_json::json;
+    use weft_netns::NetNs;
+
+    use super::*;
+
+    /// The pod's address is the host's own here: what is translated arrives, whatever else of the pod has gone.
+    fn record() -> Record {
+        serde_json::from_value(json!({
+            "version": 1, "state": "detaching", "container": "c", "interface": "eth0", "network": "n",
+            "netns": { "path": "/run/netns/a", "dev": 1, "inode": 2 }, "addresses": ["10.88.0.2"],
+            "host_link": "weft0", "host_index": 1, "mac": "", "host_mac": "", "mtu": 1500, "data_path": "redirect",
+            "ports": [{ "protocol": "tcp", "host_port": 8080, "pod_port": 80 }],
+        }))
+        .unwrap()
+    }
+
+    fn connect() -> Result<TcpStream, ErrorKind> {
+        TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 8080))).map_err(|err| err.kind())
+    }
+
+    /// A namespace of its own for each round: a walk through the connections of the ones before would outlast the tick.
+    #[test]
+    fn a_withdrawn_port_is_shut_before_its_element_expires() {
+        let in_a_namespace = |withdrawn: bool| {
+            for args in ["link set lo up", "address add 10.88.0.2/32 dev lo"] {
+                assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+            }
+            let netfilter = Netfilter::open().unwrap();
+            let mut batch = Batch::of(TABLE);
+            batch.add_table();
+            ruleset::build(&mut batch);
+            netfilter.commit(batch).unwrap();
+            let _pod = TcpListener::bind("10.88.0.2:80").unwrap();
+            netfilter.commit(additions(&element::own(&record()))).unwrap();
+            nft::await_tick().unwrap();
+            if withdrawn {
+                withdraw(&record()).unwrap();
+            }
+            connect().err()
+        };
+        for withdrawn in [false, true, true, true, true, true] {
+            let refused = NetNs::create().unwrap().run(|| in_a_namespace(withdrawn)).unwrap();
+            assert_eq!(refused, withdrawn.then_some(ErrorKind::ConnectionRefused));
+        }
+    }
 }

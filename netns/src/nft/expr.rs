@@ -84,6 +84,8 @@ pub enum Expr {
     IsTranslated,
     /// The key from there on is in the set, or the rule ends.
     Find(Cow<'static, str>, Slot),
+    /// The key from there on is not in the set, or the rule ends.
+    Miss(&'static str, Slot),
     /// Takes the value of the key from the first slot on into the second on, or the rule ends.
     Map(&'static str, Slot, Slot),
     /// The address there is in the range, or the rule ends: its first so many bits are those of the address.
@@ -112,6 +114,8 @@ mod number {
     pub(super) const MASQ_FLAGS: u16 = 1;
     /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
     pub(super) const RANDOM_FULLY: u32 = 1 << 4;
+    /// `NFT_LOOKUP_F_INV`.
+    pub(super) const LOOKUP_INVERTED: u32 = 1;
     /// `NFTA_FIB_DREG`, `NFTA_FIB_RESULT`, `NFTA_FIB_FLAGS`.
     pub(super) const FIB: [u16; 3] = [1, 2, 3];
     /// `NFT_FIB_RESULT_OIF`.
@@ -149,7 +153,8 @@ impl Expr {
             Expr::IsAstray => routed(number::OIF, number::SADDR_IIF, 0),
             Expr::IsTranslated => translated(),
             Expr::Find(set, key) => vec![lookup(&set, key, None)],
-            Expr::Map(set, key, to) => vec![lookup(set, key, Some(to.into()))],
+            Expr::Miss(set, key) => vec![lookup(set, key, Some(Lookup::Flags(number::LOOKUP_INVERTED)))],
+            Expr::Map(set, key, to) => vec![lookup(set, key, Some(Lookup::DestinationRegister(to.into())))],
             Expr::Within(at, network, prefix) => within(at, network, prefix),
             Expr::Put(to, bytes) => vec![Expressions::Immediate(vec![
                 Immediate::DestinationRegister(to.into()),
@@ -208,9 +213,9 @@ fn payload(field: Field, to: Slot) -> Expressions {
     ])
 }
 
-fn lookup(set: &str, key: Slot, to: Option<Register>) -> Expressions {
+fn lookup(set: &str, key: Slot, how: Option<Lookup>) -> Expressions {
     let mut attributes = vec![Lookup::Set(set.to_owned()), Lookup::SourceRegister(key.into())];
-    attributes.extend(to.map(Lookup::DestinationRegister));
+    attributes.extend(how);
     Expressions::Lookup(attributes)
 }
 

@@ -57,10 +57,10 @@ pub(super) fn publish(port: &HostPort, address: IpAddr) -> Placed {
     let number = |port: u16| [port.to_be_bytes(), [0; 2]].concat();
     let protocol = vec![port.protocol.number(), 0, 0, 0];
     let at = port.host_ip.filter(|at| !at.is_unspecified()).map(octets);
-    let set = if at.is_some() { sets(address).ports_at } else { sets(address).ports };
+    let ports = if at.is_some() { sets(address).ports_at } else { sets(address).ports };
     let key = [at.unwrap_or_default(), protocol, number(port.host_port)].concat();
     let value = Some([octets(address), number(port.pod_port)].concat());
-    Placed { set: set.into(), element: Element { key, value }, port: Some(*port) }
+    Placed { set: ports.map.into(), element: Element { key, value }, port: Some(*port) }
 }
 
 fn sets(address: IpAddr) -> Sets {

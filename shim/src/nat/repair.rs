@@ -1,6 +1,6 @@
 //! Making the table anew, in one transaction, and whether it has to be.
 //!
-//! A pod's elements are in the table from before its record says "attached" until after it says "detaching", and no longer than
+//! A pod's elements are in the table from before its record says "attached" until after it says "detaching", and none lasts longer than
 //! there is a record; that an address is hidden may outlast it. So a table that lacks something of an attached pod, or has what is no record's, was changed by somebody
 //! else. The kernel numbers its transactions, and refuses one that goes by an old number: what was read, the records
 //! among it, was all true at the instant when the table is made anew. So no attach that is under way looks like damage.
@@ -128,12 +128,15 @@ fn shape(netfilter: &Netfilter, records: &[Record]) -> Result<Shape, weft_netns:
     for set in fixed.chain(owned.keys().cloned()).collect::<BTreeSet<_>>() {
         let there: BTreeSet<_> = netfilter.elements(TABLE, &set)?.into_iter().collect();
         let owned: BTreeSet<_> = owned.remove(&set).unwrap_or_default().into_iter().collect();
-        let needed = needed.remove(&set).unwrap_or_default();
-        match there.is_subset(&owned) {
-            _ if !needed.iter().all(|element| there.contains(element)) => return Ok(Shape::Damaged),
-            true => {}
-            false if element::is_hiding(&set) => shape = Shape::Stale,
-            false => return Ok(Shape::Damaged),
+        if !needed.remove(&set).unwrap_or_default().iter().all(|element| there.contains(element)) {
+            return Ok(Shape::Damaged);
+        }
+        for nobodys in there.difference(&owned) {
+            if element::is_hiding(&set) {
+                shape = Shape::Stale;
+            } else if netfilter.has_lasting(TABLE, &set, nobodys)? {
+                return Ok(Shape::Damaged);
+            }
         }
     }
     Ok(if has_rules(netfilter, &attached)? { shape } else { Shape::Damaged })

@@ -8,8 +8,10 @@
 //! chain prerouting  { nat, prerouting, dstnat      jump ports }
 //! chain output      { nat, output, dstnat          jump ports }
 //! chain ports {
-//!   fib daddr type local  dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
-//!   fib daddr type local  dnat ip to meta l4proto . th dport map @ports4          # and both for IPv6
+//!   fib daddr type local  ip daddr . meta l4proto . th dport != @withdrawn4_at
+//!                         dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+//!   fib daddr type local  meta l4proto . th dport != @withdrawn4
+//!                         dnat ip to meta l4proto . th dport map @ports4          # and both for IPv6
 //! }
 //! chain masquerade_…  { nat, postrouting, srcnat   # one for each list of exceptions that a network has
 //!   oifname "weft*" return                         # a pod's address is never hidden from a pod
@@ -33,13 +35,24 @@ use crate::routes::{GATEWAY_V4, GATEWAY_V6};
 /// The table's name, in family `inet`.
 pub(crate) const TABLE: &str = "weft";
 
+/// Where host ports lead.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ports {
+    /// From a host port to the address and port of a pod.
+    pub(super) map: &'static str,
+    /// The host ports whose elements in the map are about to expire.
+    pub(super) withdrawn: &'static str,
+    /// What a host port is.
+    key: &'static [Type],
+}
+
 /// The sets and maps for one address family.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sets {
-    /// Protocol and port at any address of the host → address and port of the pod.
-    pub(super) ports: &'static str,
-    /// The same at one address.
-    pub(super) ports_at: &'static str,
+    /// Protocol and port at any address of the host.
+    pub(super) ports: Ports,
+    /// Those at one address.
+    pub(super) ports_at: Ports,
     /// A pod's address, twice: a pod that reaches itself.
     pub(super) hairpin: &'static str,
     /// What the names of the sets of addresses begin with that are hidden, one set for each list of exceptions. One map of all addresses,
@@ -48,11 +61,29 @@ pub(super) struct Sets {
     pub(super) hidden: &'static str,
 }
 
-pub(super) const IPV4: Sets =
-    Sets { ports: "ports4", ports_at: "ports4_at", hairpin: "hairpin4", hidden: "hidden4_" };
+const PORT: &[Type] = &[Type::Protocol, Type::Port];
 
-pub(super) const IPV6: Sets =
-    Sets { ports: "ports6", ports_at: "ports6_at", hairpin: "hairpin6", hidden: "hidden6_" };
+pub(super) const IPV4: Sets = Sets {
+    ports: Ports { map: "ports4", withdrawn: "withdrawn4", key: PORT },
+    ports_at: Ports {
+        map: "ports4_at",
+        withdrawn: "withdrawn4_at",
+        key: &[Type::Ipv4, Type::Protocol, Type::Port],
+    },
+    hairpin: "hairpin4",
+    hidden: "hidden4_",
+};
+
+pub(super) const IPV6: Sets = Sets {
+    ports: Ports { map: "ports6", withdrawn: "withdrawn6", key: PORT },
+    ports_at: Ports {
+        map: "ports6_at",
+        withdrawn: "withdrawn6_at",
+        key: &[Type::Ipv6, Type::Protocol, Type::Port],
+    },
+    hairpin: "hairpin6",
+    hidden: "hidden6_",
+};
 
 impl Sets {
     /// The set of a list.
@@ -61,19 +92,33 @@ impl Sets {
     }
 }
 
-const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set<'static> {
-    Set { name, key, value }
+const fn map(ports: Ports, pod: &'static [Type]) -> Set<'static> {
+    Set { name: ports.map, key: ports.key, value: pod }
 }
 
-/// All sets and maps but those of the lists.
+const fn set(name: &'static str, key: &'static [Type]) -> Set<'static> {
+    Set { name, key, value: &[] }
+}
+
+const POD4: &[Type] = &[Type::Ipv4, Type::Port];
+const POD6: &[Type] = &[Type::Ipv6, Type::Port];
+
+/// Those that hold what records say, but those of the lists.
 pub(super) const SETS: [Set<'_>; 6] = [
-    map(IPV4.ports, &[Type::Protocol, Type::Port], &[Type::Ipv4, Type::Port]),
-    map(IPV6.ports, &[Type::Protocol, Type::Port], &[Type::Ipv6, Type::Port]),
-    map(IPV4.ports_at, &[Type::Ipv4, Type::Protocol, Type::Port], &[Type::Ipv4, Type::Port]),
-    map(IPV6.ports_at, &[Type::Ipv6, Type::Protocol, Type::Port], &[Type::Ipv6, Type::Port]),
-    map(IPV4.hairpin, &[Type::Ipv4, Type::Ipv4], &[]),
-    map(IPV6.hairpin, &[Type::Ipv6, Type::Ipv6], &[]),
+    map(IPV4.ports, POD4),
+    map(IPV6.ports, POD6),
+    map(IPV4.ports_at, POD4),
+    map(IPV6.ports_at, POD6),
+    set(IPV4.hairpin, &[Type::Ipv4, Type::Ipv4]),
+    set(IPV6.hairpin, &[Type::Ipv6, Type::Ipv6]),
 ];
+
+const PORTS: [Ports; 4] = [IPV4.ports, IPV6.ports, IPV4.ports_at, IPV6.ports_at];
+
+/// The set of withdrawn ports that belongs to a map.
+pub(super) fn withdrawn(map: &str) -> Option<&'static str> {
+    PORTS.iter().find(|ports| ports.map == map).map(|ports| ports.withdrawn)
+}
 
 /// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` (include/uapi/linux/netfilter_ipv4.h).
 const RAW: i32 = -300;
@@ -83,6 +128,7 @@ const SRCNAT: i32 = 100;
 /// Adds the sets, chains and rules to a table that has just been made.
 pub(super) fn build(batch: &mut Batch) {
     SETS.iter().for_each(|set| batch.add_set(set));
+    PORTS.iter().for_each(|ports| batch.add_set(&set(ports.withdrawn, ports.key)));
     for (chain, base) in [
         ("ports", None),
         ("to_pod", None),
@@ -156,9 +202,14 @@ fn width(family: Family) -> u8 {
     if family == Family::Ipv4 { 1 } else { 4 }
 }
 
-fn to_the_pod(family: Family, map: &'static str) -> [Expr; 2] {
+/// What is withdrawn is looked for first: it expires with the element, or later.
+fn to_the_pod(family: Family, ports: Ports) -> [Expr; 3] {
     let port = Slot(POD.0 + width(family));
-    [Expr::Map(map, Slot(0), POD), Expr::Translate(Direction::Destination, family, POD, Some(port))]
+    [
+        Expr::Miss(ports.withdrawn, Slot(0)),
+        Expr::Map(ports.map, Slot(0), POD),
+        Expr::Translate(Direction::Destination, family, POD, Some(port)),
+    ]
 }
 
 /// Only while the address is the host's: a pod's manifest may name any, and must not draw what passes through the host to others.

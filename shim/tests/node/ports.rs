@@ -59,10 +59,9 @@ pub(crate) fn del(node: &Node, names: &[&str]) {
         assert!(answer.status.success(), "DEL {name}: {}", answer.json);
     }
     node.assert_empty();
-    for set in ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6"] {
-        assert_eq!(elements(node, set), 0, "{set}");
-    }
-    for set in ["hidden4_", "hidden6_"] {
+    let sets = ["ports4", "ports6", "ports4_at", "ports6_at", "hairpin4", "hairpin6", "hidden4_", "hidden6_"];
+    let withdrawn = ["withdrawn4", "withdrawn6", "withdrawn4_at", "withdrawn6_at"];
+    for set in sets.into_iter().chain(withdrawn) {
         wait_until("the kernel's clock ticks", || elements(node, set) == 0);
     }
 }
@@ -360,6 +359,39 @@ fn after_del_nothing_translates_what_still_comes() {
         // The host itself says that nobody listens.
         let refused = client.recv(&mut [0; 16]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    del(&node, &[]);
+}
+
+/// Within the tick in which its element is still there, too.
+#[test]
+fn a_port_is_shut_when_del_returns_and_its_next_pod_has_it_at_once() {
+    let node = Node::new();
+    let beyond = outside(&node);
+    let at_one = json!({ "HostPort": 8081, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.10" });
+    let conf = with_ports(json!([port("tcp", 8080, 80), at_one]));
+    for round in 0..3 {
+        let pod = format!("pod-{round}");
+        add(&node, &pod, &conf);
+        let inside = node.pod_ns(&pod);
+        for (family, port) in [(0, 8080), (1, 8080), (0, 8081)] {
+            let seen = tcp(&beyond, at(HOST[family], port), &inside, 80);
+            assert_eq!(seen, Some(BEYOND[family].parse().unwrap()), "{pod} {port}");
+        }
+        assert!(node.cni("DEL", &pod, &conf).status.success());
+        for (family, port) in [(0, 8080), (1, 8080), (0, 8081)] {
+            let target = at(HOST[family], port);
+            let refused = beyond.run(move || TcpStream::connect_timeout(&target, patience())).unwrap();
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{pod} {port}");
+        }
+    }
+    let listed =
+        String::from_utf8(node.run(Command::new("nft").args(["list", "ruleset"]), "").stdout).unwrap();
+    for rule in [
+        "meta l4proto . th dport != @withdrawn4 dnat ip to meta l4proto . th dport map @ports4",
+        "ip6 daddr . meta l4proto . th dport != @withdrawn6_at dnat",
+    ] {
+        assert!(listed.contains(rule), "{rule} in {listed}");
     }
     del(&node, &[]);
 }
