@@ -8,7 +8,7 @@ use serde_json::Value;
 use weft_conformance::{Node, Subject, Tools, run};
 
 use crate::Nodes;
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 
 /// Per arm, in rounds that take turns.
 const ROUNDS: usize = 4;
@@ -42,8 +42,9 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     let pair = |what: &str, values: [f64; 2]| {
         vec![what.to_owned(), format!("{:.1}", values[0]), format!("{:.1}", values[1])]
     };
-    let rates = [&weft.pods_per_second, &reference.pods_per_second].map(Samples::median);
-    table.row(pair("whole life (pods/s)", rates), rates[0] / rates[1], Some(12.0));
+    let rates = [&weft.pods_per_second, &reference.pods_per_second];
+    let ratio = Estimate::ratio(rates[0], rates[1]);
+    table.row(pair("whole life (pods/s)", rates.map(Samples::median)), ratio, Some(12.0));
     let mut times = |what: &str, weft: &Samples, reference: &Samples| {
         let halves = [weft, reference].map(Samples::median);
         table.row(pair(&format!("{what}, median (ms)"), halves), halves[1] / halves[0], None);
@@ -54,16 +55,10 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     for ((name, weft), (_, reference)) in weft.operations.iter().zip(&reference.operations) {
         times(name, weft, reference);
     }
-    let spread = weft.whole.p99() / weft.whole.median();
-    table.bounded(
-        pair(
-            "whole life, 99th percentile / median",
-            [spread, reference.whole.p99() / reference.whole.median()],
-        ),
-        spread,
-        spread,
-        2.0,
-    );
+    let spread = |whole: &Samples| whole.p99() / whole.median();
+    let cells = pair("whole life, 99th percentile / median", [&weft.whole, &reference.whole].map(spread));
+    let ratio = Estimate::of([&weft.whole], |[whole]| spread(whole));
+    table.bounded(cells, ratio, ratio, 2.0);
     table
 }
 

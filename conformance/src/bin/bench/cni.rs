@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use weft_conformance::run;
 
 use crate::on_node::OnNode;
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 use crate::{Nodes, end};
 
 /// The word that tells the program that it runs on a node; the directory of the node follows.
@@ -87,7 +87,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     }
     for ((_, what, most), floor) in FLOORS.iter().zip(&floors) {
         let add = &bare[0][0];
-        let ratio = add.median() / floor.median();
+        let ratio = Estimate::ratio(add, floor);
         let [add, floor] = [add, floor].map(|samples| format!("{:.2}", samples.median()));
         let cells = vec![(*what).to_owned(), add, floor, "–".to_owned()];
         match most {

@@ -12,7 +12,7 @@ use weft_conformance::{Node, Subject, Tools};
 
 use crate::Nodes;
 use crate::on_node::OnNode;
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 
 /// On the tmpfs of each node.
 const FOLDER: &str = "/run/bench-ipam";
@@ -65,8 +65,8 @@ fn table() -> Table {
 }
 
 fn durations(table: &mut Table, what: &str, samples: &[Samples; 2], least: Option<f64>) {
-    let [weft, reference] = samples.each_ref().map(Samples::median);
-    table.row(cells(what, samples), reference / weft, least);
+    let [weft, reference] = samples;
+    table.row(cells(what, samples), Estimate::ratio(reference, weft), least);
 }
 
 fn cells(what: &str, samples: &[Samples; 2]) -> Vec<String> {
@@ -89,21 +89,22 @@ fn together(table: &mut Table, both: [&Node; 2]) {
         openings[arm] = all(&mut arms[arm], &asked).into_iter().collect();
     }
     arms.into_iter().flatten().for_each(OnNode::end);
-    let [weft, reference] = per_second.each_ref().map(Samples::median);
+    let [weft, reference] = &per_second;
     let what = format!("{PROCESSES} processes, {FULL} pods present (1/s)");
-    table.row(cells(&what, &per_second), weft / reference, Some(100.0));
+    table.row(cells(&what, &per_second), Estimate::ratio(weft, reference), Some(100.0));
     let at = |what: &str| format!("opened and leased, {PROCESSES} at once, {what} (µs)");
     durations(table, &at("median"), &openings, None);
     let [weft, reference] = openings.each_ref().map(Samples::p99);
     let tails = [at("99th percentile"), format!("{weft:.1}"), format!("{reference:.1}")];
-    table.bounded(tails.to_vec(), reference / weft, weft, 1000.0);
+    let tail = Estimate::of([&openings[0]], |[times]| times.p99());
+    table.bounded(tails.to_vec(), reference / weft, tail, 1000.0);
 }
 
 /// weft with few leases in the store and with many.
 fn flat(table: &mut Table, node: &Node) {
     let sizes = [("few", FEW), ("many", MANY)].map(|(store, pods)| filled(node, store, pods));
     let [few, many] = in_turn(sizes, "pairs", [PAIRS[0]; 2]);
-    let ratio = many.median() / few.median();
+    let ratio = Estimate::ratio(&many, &few);
     let what = format!("weft alone, {MANY} pods present, and {FEW} as the reference (µs)");
     table.bounded(cells(&what, &[many, few]), ratio, ratio, 1.2);
 }

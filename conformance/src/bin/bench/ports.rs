@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::cni::{FIRST_PORT, Home, Running};
 use crate::on_node::OnNode;
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 use crate::{Nodes, weft_node};
 
 /// The word that tells the program that it runs on a node; the directory of the node follows.
@@ -56,7 +56,7 @@ pub(crate) fn measure(_: &Nodes) -> Table {
     let mut table = Table::new("Host ports", text, &header);
     for (what, samples) in [("ADD (ms)", &add), ("DEL (ms)", &del)] {
         let [none, full] = samples;
-        let ratio = full.median() / none.median();
+        let ratio = Estimate::ratio(full, none);
         let cells = vec![what.to_owned(), none.with_p90(2), full.with_p90(2)];
         table.bounded(cells, ratio, ratio, 1.1);
     }

@@ -28,6 +28,11 @@ impl Samples {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
 
+    /// As many, each any of these.
+    fn drawn(&self, chance: &mut Chance) -> Self {
+        self.0.iter().map(|_| self.0[chance.below(self.0.len())]).collect()
+    }
+
     /// What each is of the one of `others` that was measured in the same round.
     pub(crate) fn ratios(&self, others: &Self) -> Self {
         assert_eq!(self.0.len(), others.0.len(), "both were measured in every round");
@@ -61,6 +66,104 @@ impl Samples {
 impl FromIterator<f64> for Samples {
     fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
         Self(values.into_iter().collect())
+    }
+}
+
+/// A figure made of samples, and what it may as well be: between the bounds lie 95 of 100 that are made of samples drawn from the same ones
+/// anew (bootstrap; B. Efron, 1979). What a whole run has in common is not in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Estimate {
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+impl From<f64> for Estimate {
+    /// One that nothing is drawn for.
+    fn from(value: f64) -> Self {
+        Self { value, low: value, high: value }
+    }
+}
+
+impl Estimate {
+    pub(crate) fn of<const N: usize>(samples: [&Samples; N], make: impl Fn([&Samples; N]) -> f64) -> Self {
+        const DRAWS: usize = 400;
+        let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+        let draws: Samples = (0..DRAWS)
+            .map(|_| {
+                let drawn = samples.map(|samples| samples.drawn(&mut chance));
+                make(drawn.each_ref())
+            })
+            .collect();
+        Self { value: make(samples), low: draws.at(0.025), high: draws.at(0.975) }
+    }
+
+    /// How many times `one` is `other`, by their medians.
+    pub(crate) fn ratio(one: &Samples, other: &Samples) -> Self {
+        Self::of([one, other], |[one, other]| one.median() / other.median())
+    }
+
+    pub(crate) fn least(self, goal: f64) -> Reached {
+        Reached::by(self.low >= goal, self.high >= goal)
+    }
+
+    pub(crate) fn most(self, goal: f64) -> Reached {
+        Reached::by(self.high <= goal, self.low <= goal)
+    }
+}
+
+impl fmt::Display for Estimate {
+    /// Three digits: 0.929 is not 0.93.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.value)?;
+        if self.low < self.high { write!(f, " ({:.2} – {:.2})", self.low, self.high) } else { Ok(()) }
+    }
+}
+
+/// The same draws in every run: xorshift64 (G. Marsaglia, 2003).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+/// Whether a goal was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    Yes,
+    No,
+    /// It lies within the bounds of the figure.
+    Open,
+}
+
+impl Reached {
+    fn by(surely: bool, perhaps: bool) -> Self {
+        match (surely, perhaps) {
+            (true, _) => Self::Yes,
+            (_, false) => Self::No,
+            _ => Self::Open,
+        }
+    }
+}
+
+impl From<bool> for Reached {
+    fn from(reached: bool) -> Self {
+        Self::by(reached, reached)
+    }
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Yes => "yes",
+            Self::No => "**no**",
+            Self::Open => "open",
+        })
     }
 }
 
@@ -99,36 +202,37 @@ impl Table {
         let means = format!("{:.2}", reference.mean() / weft.mean());
         self.row(
             [vec![what.to_owned()], cells.into(), vec![means]].concat(),
-            reference.median() / weft.median(),
+            Estimate::ratio(reference, weft),
             least,
         );
     }
 
     /// One more row; the cells before `ratio`, then it, `least` and whether it was reached.
-    pub(crate) fn row(&mut self, mut cells: Vec<String>, ratio: f64, least: Option<f64>) {
-        // Three digits: 0.929 is not 0.93.
-        cells.push(format!("{ratio:.3}"));
+    pub(crate) fn row(&mut self, mut cells: Vec<String>, ratio: impl Into<Estimate>, least: Option<f64>) {
+        let ratio = ratio.into();
+        cells.push(ratio.to_string());
         cells.push(least.map_or_else(none, |least| format!("≥ {least}")));
-        cells.push(least.map_or_else(none, |least| if ratio >= least { "yes" } else { "**no**" }.to_owned()));
+        cells.push(least.map_or_else(none, |least| ratio.least(least).to_string()));
         self.rows.push(cells);
     }
 
     /// One more row of a table with another measure than a ratio: what is expected, and whether it was reached.
-    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<(String, bool)>) {
-        let (expected, reached) = match verdict {
-            Some((expected, reached)) => {
-                (Some(expected), Some(if reached { "yes" } else { "**no**" }.to_owned()))
-            }
-            None => (None, None),
-        };
+    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<(String, Reached)>) {
+        let (expected, reached) = verdict.map(|(expected, reached)| (expected, reached.to_string())).unzip();
         let cells = cells.into_iter().chain([expected, reached]);
         self.rows.push(cells.map(|cell| cell.unwrap_or_else(none)).collect());
     }
 
     /// One more row whose `value` is to be no more than `most`.
-    pub(crate) fn bounded(&mut self, mut cells: Vec<String>, ratio: f64, value: f64, most: f64) {
-        let reached = if value <= most { "yes" } else { "**no**" };
-        cells.extend([format!("{ratio:.3}"), format!("weft ≤ {most}"), reached.to_owned()]);
+    pub(crate) fn bounded(
+        &mut self,
+        mut cells: Vec<String>,
+        ratio: impl Into<Estimate>,
+        value: impl Into<Estimate>,
+        most: f64,
+    ) {
+        let (ratio, reached) = (ratio.into(), value.into().most(most));
+        cells.extend([ratio.to_string(), format!("weft ≤ {most}"), reached.to_string()]);
         self.rows.push(cells);
     }
 
@@ -165,5 +269,31 @@ impl fmt::Display for Table {
             writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_open_where_the_samples_do_not_decide() {
+        let samples = |from: u32| (0..50).map(|number| f64::from(from + number)).collect::<Samples>();
+        let (one, other) = (samples(200), samples(100));
+        let figure = Estimate::ratio(&one, &other);
+        assert!(figure.low < figure.value && figure.value < figure.high, "{figure}");
+        assert!((1.6..1.8).contains(&figure.low) && (1.8..2.0).contains(&figure.high), "{figure}");
+        for (goal, least, most) in [
+            (1.5, Reached::Yes, Reached::No),
+            (figure.value, Reached::Open, Reached::Open),
+            (2.0, Reached::No, Reached::Yes),
+        ] {
+            assert_eq!((figure.least(goal), figure.most(goal)), (least, most), "{goal}");
+        }
+        let exact = Estimate::from(3.0);
+        assert_eq!(
+            (exact.least(3.0), exact.most(3.0), exact.least(3.1)),
+            (Reached::Yes, Reached::Yes, Reached::No)
+        );
     }
 }

@@ -15,7 +15,7 @@ use weft_conformance::{run, wait_until};
 use crate::Nodes;
 use crate::cni::{CniPod, Home};
 use crate::on_node::OnNode;
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 use crate::traffic::netbench;
 use crate::weft_node;
 
@@ -68,11 +68,11 @@ fn table(few: &Size, many: &Size, reclaimed: f64, one_by_one: &Samples) -> Table
     let cells =
         |what: &str, few: &Samples, many: &Samples| vec![what.to_owned(), few.with_p90(2), many.with_p90(2)];
     for (what, few, many) in [("ADD (ms)", &few.add, &many.add), ("DEL (ms)", &few.del, &many.del)] {
-        let ratio = many.median() / few.median();
+        let ratio = Estimate::ratio(many, few);
         table.bounded(cells(what, few, many), ratio, ratio, 1.15);
     }
     let (few, many) = (&few.per_second, &many.per_second);
-    table.row(cells("request/response (1/s)", few, many), many.median() / few.median(), Some(0.97));
+    table.row(cells("request/response (1/s)", few, many), Estimate::ratio(many, few), Some(0.97));
     let singly = one_by_one.median() * (MANY - FEW) as f64;
     let reclaim = vec![
         "reclaimed one by one, and together (ms)".to_owned(),

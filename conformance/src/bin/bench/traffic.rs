@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use weft_conformance::{Background, run, wait_until};
 
-use crate::report::{Samples, Table};
+use crate::report::{Estimate, Samples, Table};
 
 const PORT: &str = "7000";
 /// The server stays where it is; the client sits beside it or on another processor.
@@ -151,9 +151,10 @@ pub(crate) fn table<const ARMS: usize>(
 fn row(table: &mut Table, what: &str, weft: &Samples, (name, other): (&str, &Samples), wanted: Wanted) {
     let ratios = weft.ratios(other);
     let ratio = ratios.median();
+    let judged = Estimate::of([&ratios], |[ratios]| ratios.median());
     let verdict = match wanted {
-        Wanted::Least(least) => Some((format!("≥ {least}"), ratio >= least)),
-        Wanted::Most(most) => Some((format!("≤ {most}"), ratio <= most)),
+        Wanted::Least(least) => Some((format!("≥ {least}"), judged.least(least))),
+        Wanted::Most(most) => Some((format!("≤ {most}"), judged.most(most))),
         Wanted::Nothing => None,
     };
     let cells = [

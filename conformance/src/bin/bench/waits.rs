@@ -71,7 +71,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
             *verb == "ADD" || reference >= 1.0,
             "the end of a link is seen to be waited for: {reference}"
         );
-        let verdict = (*verb == "ADD").then(|| ("weft = 0".to_owned(), weft == 0.0));
+        let verdict = (*verb == "ADD").then(|| ("weft = 0".to_owned(), (weft == 0.0).into()));
         let name = match ports {
             0 => (*verb).to_owned(),
             _ => format!("{verb}, {ports} host port"),
