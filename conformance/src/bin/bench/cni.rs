@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::{Value, json};
 use weft_conformance::run;
 
@@ -27,11 +28,12 @@ const FLOORS: [(&str, &str, Option<f64>); 2] = [
     ("attach", "ADD, and the floor by weft's own netlink", None),
 ];
 pub(crate) const FIRST_PORT: u16 = 20_000;
-/// Pods per arm, after one that is not counted.
-const PODS: usize = 50;
-/// Pods with host ports: how many ports, how many pods per arm, and what is expected of ADD and of DEL.
+/// Pods per arm that come and go while the programs stay where they are in memory, and how often they do.
+const BLOCK: usize = 6;
+const BLOCKS: usize = 12;
+/// Pods with host ports: how many ports, how many blocks of pods, and what is expected of ADD and of DEL.
 const WITH_PORTS: [(u16, usize, [Option<f64>; 2]); 2] =
-    [(1, 20, [Some(30.0), Some(60.0)]), (200, 9, [Some(200.0), None])];
+    [(1, 4, [Some(30.0), Some(60.0)]), (200, 2, [Some(200.0), None])];
 /// What is measured of every pod.
 const OPERATIONS: [(&str, Option<f64>); 4] = [
     ("ADD", Some(18.0)),
@@ -48,31 +50,27 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
     let mut arms = [&nodes.weft, &nodes.reference].map(|node| OnNode::start(node, ON_NODE, &[]));
     let [first, _] = arms.each_mut().map(|arm| cycle(arm, 0));
     let residents = nodes.residents();
-    let (mut bare, mut floors) = (Both::default(), [Samples::default(), Samples::default()]);
-    for pod in 0..PODS {
-        in_turn(&mut arms, 0, pod, &mut bare);
+    let (mut bare, mut floors) = (Both::default(), Default::default());
+    for _ in 0..BLOCKS {
+        block(nodes, &mut arms, 0, &mut bare);
+        block_of_floors(&mut arms[0], &mut floors);
     }
-    // Apart: the kernel takes the last pod away while the next one comes, so more of them between two ADDs would be felt.
-    for _ in 0..PODS {
-        for (samples, (program, ..)) in floors.iter_mut().zip(FLOORS) {
-            samples.push(arms[0].ask::<[f64; 1]>(program)[0]);
-        }
-    }
-    let with_ports = WITH_PORTS.map(|(ports, pods, least)| {
+    let with_ports = WITH_PORTS.map(|(ports, blocks, least)| {
         let mut both = Both::default();
-        (0..pods).for_each(|pod| in_turn(&mut arms, ports, pod, &mut both));
+        (0..blocks).for_each(|_| block(nodes, &mut arms, ports, &mut both));
         (ports, both, least)
     });
     arms.into_iter().for_each(OnNode::end);
     residents.into_iter().for_each(end);
     let text = format!(
-        "From the start of a plugin to its exit, of {PODS} pods without host ports on a node with one other pod. weft is one plugin; the \
+        "From the start of a plugin to its exit, of {} pods without host ports on a node with one other pod. weft is one plugin; the \
          reference is bridge with masquerade, which runs host-local, and portmap, one after the other as libcni runs them, both \
          with nftables. bridge looks \
-         whether its link is up, and if not yet, again after 50 ms: its ADD has two modes, so see the mean too. The first pod of \
-         each is not counted; weft's first ADD on a node, which loads its programs, took {:.0} ms. The floors are static programs \
+         whether its link is up, and if not yet, again after 50 ms: its ADD has two modes, so see the mean too. After every {BLOCK} pods \
+         all programs are read from the disk anew, and run once uncounted: where their pages lie in memory makes a difference of a tenth. weft's first ADD on a node, which loads its programs, took {:.0} ms. The floors are static programs \
          that make the same links, addresses, routes and neighbours, and nothing else: no lease, no record, no eBPF, no nftables. One \
          does it by rtnetlink on tokio's runtime of one thread, the other by the crate that weft does it by.",
+        BLOCKS * BLOCK,
         first[0]
     );
     let mut table = Table::of_durations("CNI", text);
@@ -96,6 +94,40 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
         }
     }
     table
+}
+
+/// Some pods of each arm, with so many host ports each.
+fn block(nodes: &Nodes, arms: &mut [OnNode; 2], ports: u16, both: &mut Both) {
+    move_plugins(nodes);
+    for arm in arms.iter_mut() {
+        cycle(arm, 0);
+    }
+    (0..BLOCK).for_each(|pod| in_turn(arms, ports, pod, both));
+}
+
+/// As many of each floor, apart from the pods: the kernel takes a pod away while the next one comes, and either would feel the other's.
+fn block_of_floors(arm: &mut OnNode, floors: &mut [Samples; FLOORS.len()]) {
+    for (samples, (program, ..)) in floors.iter_mut().zip(FLOORS) {
+        read_anew(&floor_program(program));
+        arm.ask::<[f64; 1]>(program);
+        (0..BLOCK).for_each(|_| samples.push(arm.ask::<[f64; 1]>(program)[0]));
+    }
+}
+
+/// Has the plugins of both nodes lie elsewhere in memory.
+fn move_plugins(nodes: &Nodes) {
+    for node in [&nodes.weft, &nodes.reference] {
+        let plugins = fs::read_dir(node.dir().join("cni/bin")).expect("list the plugins").flatten();
+        plugins.for_each(|plugin| read_anew(&plugin.path()));
+    }
+}
+
+/// Drops the pages of a program that does not run: whoever runs it next reads it from the disk.
+fn read_anew(program: &Path) {
+    let file = fs::File::open(program).expect("open a program");
+    // What has not been written yet is not dropped (posix_fadvise(2)).
+    file.sync_all().expect("write a program to the disk");
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("drop the pages of a program");
 }
 
 /// Adds the times of a pod of each arm, with so many host ports; the number of the pod tells whose turn is first.
@@ -179,11 +211,14 @@ fn millis(times: &[Duration]) -> f64 {
 
 /// Runs a program beside this one that attaches and does no more.
 fn floor(program: &str, namespace: &str) -> Duration {
-    let program =
-        env::current_exe().expect("the path of this program").with_file_name("examples").join(program);
+    let mut command = Command::new(floor_program(program));
     let start = Instant::now();
-    run(Command::new(program).arg(format!("/run/netns/{namespace}")));
+    run(command.arg(format!("/run/netns/{namespace}")));
     start.elapsed()
+}
+
+fn floor_program(name: &str) -> PathBuf {
+    env::current_exe().expect("the path of this program").with_file_name("examples").join(name)
 }
 
 /// A pod that the plugins of a network attach and detach.
