@@ -329,13 +329,14 @@ pub(crate) fn remove() -> Result<(), pod::Error> {
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
     use std::process::Command;
 
     use serde_json::json;
     use weft_netns::NetNs;
 
     use super::*;
+    use crate::config::Config;
 
     /// The pod's address is the host's own here: what is translated arrives, whatever else of the pod has gone.
     fn record() -> Record {
@@ -348,33 +349,48 @@ mod tests {
         .unwrap()
     }
 
-    fn connect() -> Result<TcpStream, ErrorKind> {
-        TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 8080))).map_err(|err| err.kind())
-    }
-
     /// A namespace of its own for each round: a walk through the connections of the ones before would outlast the tick.
-    #[test]
-    fn a_withdrawn_port_is_shut_before_its_element_expires() {
-        let in_a_namespace = |withdrawn: bool| {
-            for args in ["link set lo up", "address add 10.88.0.2/32 dev lo"] {
+    fn connected_after(steps: impl FnOnce(&Ledger) + Send) -> Result<(), ErrorKind> {
+        let run_dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&Config { run_dir: run_dir.path().into(), ..Config::default() }).unwrap();
+        let in_a_namespace = || {
+            for args in [
+                "link set lo up",
+                "address add 10.88.0.2/32 dev lo",
+                "link add weft0 type veth peer name peer0",
+            ] {
                 assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
             }
-            let netfilter = Netfilter::open().unwrap();
             let mut batch = Batch::of(TABLE);
             batch.add_table();
             ruleset::build(&mut batch);
-            netfilter.commit(batch).unwrap();
+            Netfilter::open().unwrap().commit(batch).unwrap();
             let _pod = TcpListener::bind("10.88.0.2:80").unwrap();
-            netfilter.commit(additions(&element::own(&record()))).unwrap();
             nft::await_tick().unwrap();
-            if withdrawn {
-                withdraw(&record()).unwrap();
-            }
-            connect().err()
+            publish(&ledger, &record()).unwrap();
+            steps(&ledger);
+            TcpStream::connect("127.0.0.1:8080").map(drop).map_err(|err| err.kind())
         };
-        for withdrawn in [false, true, true, true, true, true] {
-            let refused = NetNs::create().unwrap().run(|| in_a_namespace(withdrawn)).unwrap();
-            assert_eq!(refused, withdrawn.then_some(ErrorKind::ConnectionRefused));
+        NetNs::create().unwrap().run(in_a_namespace).unwrap()
+    }
+
+    #[test]
+    fn a_withdrawn_port_is_shut_before_its_element_expires() {
+        assert_eq!(connected_after(|_| {}), Ok(()));
+        for _ in 0..5 {
+            let refused = connected_after(|_| withdraw(&record()).unwrap());
+            assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+        }
+    }
+
+    #[test]
+    fn a_port_is_published_again_before_its_element_expires() {
+        for _ in 0..5 {
+            let again = |ledger: &Ledger| {
+                withdraw(&record()).unwrap();
+                publish(ledger, &record()).unwrap();
+            };
+            assert_eq!(connected_after(again), Ok(()));
         }
     }
 }
