@@ -184,7 +184,7 @@ pub(crate) fn withdraw(record: &Record) -> Result<(), pod::Error> {
     if record.ports.is_empty() {
         return Ok(());
     }
-    if expires && !close(&netfilter, &own).map_err(kernel(step))? {
+    if expires && !shut(&netfilter, &own).map_err(kernel(step))? {
         nft::await_tick().map_err(kernel(step))?;
     }
     forget_published(&netfilter, record).map_err(kernel("forget the connections to the host ports"))?;
@@ -209,12 +209,13 @@ fn present(netfilter: &Netfilter, placed: Vec<Placed>) -> Result<Vec<Placed>, we
 fn expire(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
     let Some(first) = placed.first() else { return Ok(true) };
     // A kernel before 6.12 leaves them as they are.
-    Ok(end(netfilter, by_set(placed))? && !netfilter.has_lasting(TABLE, &first.set, &first.element)?)
+    Ok(commit_expiry(netfilter, by_set(placed))?
+        && !netfilter.has_lasting(TABLE, &first.set, &first.element)?)
 }
 
 /// Translates nothing more to the pod, though its ports have not expired yet; `false` where the table is another's, or an older version's. In a
 /// transaction of its own, and the expiry counts from there: it is not over before that of the ports.
-fn close(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
+fn shut(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::Error> {
     let mut withdrawn: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for placed in placed {
         if let Some(set) = ruleset::withdrawn(&placed.set) {
@@ -222,11 +223,11 @@ fn close(netfilter: &Netfilter, placed: &[Placed]) -> Result<bool, weft_netns::E
             withdrawn.entry(set.into()).or_default().push(element);
         }
     }
-    end(netfilter, withdrawn)
+    commit_expiry(netfilter, withdrawn)
 }
 
 /// Elements that expire when the kernel's clock ticks, be they there already or not; `false` if they were refused.
-fn end(
+fn commit_expiry(
     netfilter: &Netfilter,
     elements: BTreeMap<Cow<'static, str>, Vec<Element>>,
 ) -> Result<bool, weft_netns::Error> {
@@ -330,20 +331,19 @@ pub(crate) fn remove() -> Result<(), pod::Error> {
 mod tests {
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};
-    use std::process::Command;
 
     use serde_json::json;
-    use weft_netns::NetNs;
+    use weft_netns::{NetNs, Netlink};
 
     use super::*;
     use crate::config::Config;
 
-    /// The pod's address is the host's own here: what is translated arrives, whatever else of the pod has gone.
+    /// The pod's address and link are the host's own here: what is translated arrives, whatever else of the pod has gone.
     fn record() -> Record {
         serde_json::from_value(json!({
             "version": 1, "state": "detaching", "container": "c", "interface": "eth0", "network": "n",
-            "netns": { "path": "/run/netns/a", "dev": 1, "inode": 2 }, "addresses": ["10.88.0.2"],
-            "host_link": "weft0", "host_index": 1, "mac": "", "host_mac": "", "mtu": 1500, "data_path": "redirect",
+            "netns": { "path": "/run/netns/a", "dev": 1, "inode": 2 }, "addresses": ["127.0.0.2"],
+            "host_link": "lo", "host_index": 1, "mac": "", "host_mac": "", "mtu": 1500, "data_path": "redirect",
             "ports": [{ "protocol": "tcp", "host_port": 8080, "pod_port": 80 }],
         }))
         .unwrap()
@@ -354,18 +354,13 @@ mod tests {
         let run_dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&Config { run_dir: run_dir.path().into(), ..Config::default() }).unwrap();
         let in_a_namespace = || {
-            for args in [
-                "link set lo up",
-                "address add 10.88.0.2/32 dev lo",
-                "link add weft0 type veth peer name peer0",
-            ] {
-                assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
-            }
+            const LO: u32 = 1;
+            Netlink::open().unwrap().set_up(LO).unwrap();
             let mut batch = Batch::of(TABLE);
             batch.add_table();
             ruleset::build(&mut batch);
             Netfilter::open().unwrap().commit(batch).unwrap();
-            let _pod = TcpListener::bind("10.88.0.2:80").unwrap();
+            let _pod = TcpListener::bind("127.0.0.2:80").unwrap();
             nft::await_tick().unwrap();
             publish(&ledger, &record()).unwrap();
             steps(&ledger);
