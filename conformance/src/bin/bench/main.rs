@@ -53,8 +53,9 @@ Written by `make bench`, which measures weft and the reference in one run, takin
 runc and a pause container, and the CNI project's bridge, host-local and portmap. Both run below the same containerd, in network, mount
 and pid namespaces of their own, with an address of either IP version per pod.
 
-Behind a ratio are the bounds between which 95 of 100 lie that are made of samples drawn anew from those of the run. A goal between them
-is open: the run does not tell whether it is reached. What the machine does to a whole run is not in them.
+Of each figure that is judged 400 are made of samples drawn anew from those of the run, and 95 of 100 lie between its bounds, which are
+printed behind a ratio where the table names no other spread. A goal between them is open: the run does not tell whether it is reached. What
+the machine does to a whole run is not in them.
 ";
 
 /// Calls at a time while pods come and go that are not timed.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::iter::once;
 
+use weft_conformance::Dice;
+
 /// What was measured, in any order.
 #[derive(Default)]
 pub(crate) struct Samples(Vec<f64>);
@@ -29,8 +31,8 @@ impl Samples {
     }
 
     /// As many, each any of these.
-    fn drawn(&self, chance: &mut Chance) -> Self {
-        self.0.iter().map(|_| self.0[chance.below(self.0.len())]).collect()
+    fn drawn(&self, dice: &mut Dice) -> Self {
+        self.0.iter().map(|_| self.0[dice.below(self.0.len())]).collect()
     }
 
     /// What each is of the one of `others` that was measured in the same round.
@@ -88,10 +90,10 @@ impl From<f64> for Estimate {
 impl Estimate {
     pub(crate) fn of<const N: usize>(samples: [&Samples; N], make: impl Fn([&Samples; N]) -> f64) -> Self {
         const DRAWS: usize = 400;
-        let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+        let mut dice = Dice::new(1, 1);
         let draws: Samples = (0..DRAWS)
             .map(|_| {
-                let drawn = samples.map(|samples| samples.drawn(&mut chance));
+                let drawn = samples.map(|samples| samples.drawn(&mut dice));
                 make(drawn.each_ref())
             })
             .collect();
@@ -117,18 +119,6 @@ impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.3}", self.value)?;
         if self.low < self.high { write!(f, " ({:.2} – {:.2})", self.low, self.high) } else { Ok(()) }
-    }
-}
-
-/// The same draws in every run: xorshift64 (G. Marsaglia, 2003).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
     }
 }
 
