@@ -10,9 +10,9 @@ use netlink_packet_netfilter::{
 };
 use nix::libc;
 
-use crate::netfilter::Raw;
-use crate::netlink::{attributes, errno};
+use crate::netlink::errno;
 use crate::nft::Family;
+use crate::raw::{Raw, attribute, attributes};
 use crate::{Error, Netfilter};
 
 /// Some of the remembered connections.
@@ -119,9 +119,9 @@ impl Flows {
     /// Whether a connection is one of those that are meant; its first packet and the answers to it.
     fn has(self, original: &[u8], reply: &[u8]) -> bool {
         match self {
-            Flows::ToUdpPort(_, port) => nested(original, number::PROTO).is_some_and(|proto| {
-                nested(proto, number::PROTOCOL) == Some([UDP].as_slice())
-                    && nested(proto, number::TO_PORT) == Some(port.to_be_bytes().as_slice())
+            Flows::ToUdpPort(_, port) => attribute(original, number::PROTO).is_some_and(|proto| {
+                attribute(proto, number::PROTOCOL) == Some([UDP].as_slice())
+                    && attribute(proto, number::TO_PORT) == Some(port.to_be_bytes().as_slice())
             }),
             Flows::AnsweredBy(from) => address(reply, number::FROM) == Some(from),
             Flows::TranslatedTo(addresses) => {
@@ -199,7 +199,7 @@ impl Netfilter {
 
 /// Its identity: its first packet's addresses, its number, its zone. `None` if it is not meant.
 pub(crate) fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
-    if answer.kind() != number::CONNECTION {
+    if answer.name() != number::CONNECTION {
         return None;
     }
     let original = answer.attribute(number::ORIGINAL)?;
@@ -215,14 +215,10 @@ pub(crate) fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
 
 /// An end of one direction of a connection: the numbers of an IPv4 and of an IPv6 address there.
 fn address(tuple: &[u8], [ipv4, ipv6]: [u16; 2]) -> Option<IpAddr> {
-    let addresses = nested(tuple, number::ADDRESSES)?;
+    let addresses = attribute(tuple, number::ADDRESSES)?;
     attributes(addresses).find_map(|(kind, value)| match kind {
         kind if kind == ipv4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
         kind if kind == ipv6 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
         _ => None,
     })
-}
-
-fn nested(bytes: &[u8], number: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == number).map(|(_, value)| value)
 }

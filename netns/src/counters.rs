@@ -2,8 +2,10 @@
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use nix::libc;
 
 use crate::netlink::errno;
+use crate::raw::{Raw, attribute};
 use crate::{Error, LinkName, Netlink};
 
 /// Packets and bytes of one link since it was made, in both directions as the link sees them.
@@ -37,9 +39,8 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
         let answer = match self.query(RouteNetlinkMessage::GetLink(message)) {
-            Ok(RouteNetlinkMessage::NewLink(answer)) => answer,
-            Ok(_) => return Ok(None),
-            Err(err) if errno(&err) == Some(nix::libc::ENODEV) => return Ok(None),
+            Ok(answer) => answer,
+            Err(err) if errno(&err) == Some(libc::ENODEV) => return Ok(None),
             Err(source) => {
                 return Err(Error::Netlink { op: "read counters of link", object: name.to_string(), source });
             }
@@ -48,22 +49,18 @@ impl Netlink {
     }
 }
 
-pub(crate) fn counters_of(link: &LinkMessage) -> Option<LinkCounters> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Stats64(stats) => Some(LinkCounters {
-            received: Traffic {
-                packets: stats.rx_packets,
-                bytes: stats.rx_bytes,
-                dropped: stats.rx_dropped,
-                errors: stats.rx_errors,
-            },
-            sent: Traffic {
-                packets: stats.tx_packets,
-                bytes: stats.tx_bytes,
-                dropped: stats.tx_dropped,
-                errors: stats.tx_errors,
-            },
-        }),
-        _ => None,
-    })
+pub(crate) fn counters_of(link: &Raw) -> Option<LinkCounters> {
+    let (_, rest) = link.parts::<16>(libc::RTM_NEWLINK)?;
+    // struct rtnl_link_stats64 (linux/if_link.h): 64 bits each of packets received and sent, bytes, errors, and those dropped.
+    let stats = attribute(rest, libc::IFLA_STATS64)?;
+    let number = |at: usize| Some(u64::from_ne_bytes(*stats.get(8 * at..)?.first_chunk()?));
+    let of = |at| {
+        Some(Traffic {
+            packets: number(at)?,
+            bytes: number(at + 2)?,
+            errors: number(at + 4)?,
+            dropped: number(at + 6)?,
+        })
+    };
+    Some(LinkCounters { received: of(0)?, sent: of(1)? })
 }

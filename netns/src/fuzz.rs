@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{Emitable, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
 
-use crate::netfilter::{Raw, each};
-use crate::netlink::{HEADER, attributes, errno, messages, refused};
+use crate::netfilter::each;
+use crate::netlink::{HEADER, errno, messages, refused};
 use crate::nft::{self, Family};
+use crate::raw::{Raw, attributes};
 use crate::{Flows, TokenBucket, conntrack, counters, ifb, link, route};
 
 /// Takes `bytes` for a datagram of route netlink, of netfilter netlink, and for attributes.
@@ -30,24 +30,19 @@ fn routes(bytes: &[u8]) {
     }
 }
 
-fn route_message(message: &RouteNetlinkMessage) {
+fn route_message(message: &Raw) {
     if let Some(link) = link::read(message) {
         assert_eq!(link.mac.to_string().parse::<crate::Mac>().ok(), Some(link.mac));
     }
-    match message {
-        RouteNetlinkMessage::NewLink(found) => drop(counters::counters_of(found)),
-        RouteNetlinkMessage::NewRoute(found) => {
-            let index = route::link_of(found);
-            assert!(!route::is_ours_over(message, index.unwrap_or_default().wrapping_add(1)));
-            route::gateway_of(found);
-        }
-        RouteNetlinkMessage::NewTrafficFilter(found) => drop(ifb::target(found)),
-        RouteNetlinkMessage::NewQueueDiscipline(found) => {
-            for (rate, burst) in [(0, 0), (1, u32::MAX), (u64::MAX, u32::MAX), (125_000, 15_000)] {
-                TokenBucket { rate, burst, queue: burst }.is(found);
-            }
-        }
-        _ => {}
+    counters::counters_of(message);
+    if let Some(route) = route::read(message) {
+        assert!(!route.is_ours_over(route.index.unwrap_or_default().wrapping_add(1)));
+    }
+    route::address_of(message);
+    route::is_permanent(message, crate::Mac::new([2; 6]));
+    ifb::target(message);
+    for (rate, burst) in [(0, 0), (1, u32::MAX), (u64::MAX, u32::MAX), (125_000, 15_000)] {
+        TokenBucket { rate, burst, queue: burst }.is(message);
     }
 }
 

@@ -2,22 +2,26 @@
 //! that they pass its qdisc. They go on afterwards as if nothing had been: on the link where they came in, behind its
 //! filters (`ifb_ri_tasklet` in the kernel's drivers/net/ifb.c, `tc_skip_classify`).
 
-use netlink_packet_core::{DefaultNla, Emitable, Nla, NlasIterator, Parseable};
+use netlink_packet_core::{DefaultNla, Emitable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
     TcAttribute, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption,
 };
+use nix::libc;
 
 use crate::netlink::errno;
-use crate::qdisc::{of_link, value};
+use crate::qdisc::{TCA_OPTIONS, TCMSG, of_link};
+use crate::raw::{Raw, attribute, attributes, number_at};
 use crate::{Error, LinkName, Mac, Netlink};
 
-// linux/pkt_cls.h, linux/if_ether.h
+// linux/pkt_cls.h, linux/tc_act/tc_mirred.h, linux/if_ether.h
 const TCA_BPF_ACT: u16 = 1;
 const TCA_BPF_OPS_LEN: u16 = 4;
 const TCA_BPF_OPS: u16 = 5;
+const TCA_ACT_OPTIONS: u16 = 2;
+const TCA_MIRRED_PARMS: u16 = 2;
 const CLSACT_INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0xfff2 };
 const ETH_P_ALL: u16 = 3;
 
@@ -79,10 +83,9 @@ impl Netlink {
     /// [`Error::Netlink`].
     pub fn is_led_through(&self, index: u32, ifb: u32) -> Result<bool, Error> {
         match self.query(RouteNetlinkMessage::GetTrafficFilter(filter(index))) {
-            Ok(RouteNetlinkMessage::NewTrafficFilter(found)) => Ok(target(&found) == Some(ifb)),
-            Ok(_) => Ok(false),
+            Ok(found) => Ok(target(&found) == Some(ifb)),
             // EINVAL: the link has no clsact (net/sched/cls_api.c, __tcf_qdisc_find).
-            Err(err) if matches!(errno(&err), Some(nix::libc::ENOENT | nix::libc::EINVAL)) => Ok(false),
+            Err(err) if matches!(errno(&err), Some(libc::ENOENT | libc::EINVAL)) => Ok(false),
             Err(source) => {
                 Err(Error::Netlink { op: "look up the filter of link", object: index.to_string(), source })
             }
@@ -112,21 +115,11 @@ fn redirect(to: u32) -> TcAction {
 }
 
 /// Where a filter redirects to.
-pub(crate) fn target(found: &TcMessage) -> Option<u32> {
-    let options = found.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
-        _ => None,
-    })?;
-    let actions = options.iter().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::Other(nla)) if nla.kind() == TCA_BPF_ACT => Some(value(nla)),
-        _ => None,
-    })?;
-    let action = NlasIterator::new(&actions).next()?.ok()?;
-    TcAction::parse(&action).ok()?.attributes.iter().find_map(|attribute| match attribute {
-        TcActionAttribute::Options(options) => options.iter().find_map(|option| match option {
-            TcActionOption::Mirror(TcActionMirrorOption::Parms(to)) => Some(to.ifindex),
-            _ => None,
-        }),
-        _ => None,
-    })
+pub(crate) fn target(found: &Raw) -> Option<u32> {
+    let (_, rest) = found.parts::<TCMSG>(libc::RTM_NEWTFILTER)?;
+    let actions = attribute(attribute(rest, TCA_OPTIONS)?, TCA_BPF_ACT)?;
+    let (_, first) = attributes(actions).next()?;
+    // struct tc_mirred (linux/tc_act/tc_mirred.h): 20 bytes that all actions have, what is done, the link.
+    let parameters = attribute(attribute(first, TCA_ACT_OPTIONS)?, TCA_MIRRED_PARMS)?;
+    number_at(parameters, 24)
 }

@@ -21,6 +21,7 @@ mod netlink;
 pub mod nft;
 mod ns;
 mod qdisc;
+mod raw;
 mod route;
 mod source;
 pub mod sysctl;

@@ -8,9 +8,15 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
+use nix::libc;
 
-use crate::netlink::errno;
+use crate::netlink::{errno, unreadable};
+use crate::raw::{Raw, attribute, attributes, number_at, text};
 use crate::{Error, LinkName, Mac, NetNs, Netlink};
+
+// linux/if_link.h (`IFLA_*`)
+const GSO_IPV4_MAX_SIZE: u16 = 63;
+const GRO_IPV4_MAX_SIZE: u16 = 64;
 
 /// A pair of virtual Ethernet links to be made (`veth(4)`).
 #[derive(Debug)]
@@ -98,7 +104,7 @@ impl Netlink {
     fn one_link(&self, message: LinkMessage, object: &str) -> Result<Option<Link>, Error> {
         let failed = |source| Error::Netlink { op: "look up link", object: object.to_owned(), source };
         match self.query(RouteNetlinkMessage::GetLink(message)) {
-            Ok(answer) => Ok(read(&answer)),
+            Ok(answer) => read(&answer).ok_or_else(|| failed(unreadable())).map(Some),
             Err(err) if is_absent(&err) => Ok(None),
             Err(err) => Err(failed(err)),
         }
@@ -155,9 +161,9 @@ impl Netlink {
     }
 
     /// The index of a link that was just made, from the kernel's echo of it or else by its name.
-    pub(crate) fn index_of(&self, made: Option<RouteNetlinkMessage>, name: &LinkName) -> Result<u32, Error> {
-        if let Some(RouteNetlinkMessage::NewLink(made)) = made {
-            return Ok(made.header.index);
+    pub(crate) fn index_of(&self, made: Option<Raw>, name: &LinkName) -> Result<u32, Error> {
+        if let Some(made) = made.as_ref().and_then(read) {
+            return Ok(made.index);
         }
         // Older kernels do not echo what they made.
         let link = self.link(name)?;
@@ -178,7 +184,7 @@ impl Netlink {
         match self.act(RouteNetlinkMessage::SetLink(message)) {
             Ok(()) => {}
             // The kernel has no IPv6, or not on this link: there is nothing to silence.
-            Err(err) if errno(&err) == Some(nix::libc::EAFNOSUPPORT) => {}
+            Err(err) if errno(&err) == Some(libc::EAFNOSUPPORT) => {}
             Err(source) => {
                 return Err(Error::Netlink { op: "silence link", object: index.to_string(), source });
             }
@@ -215,7 +221,7 @@ impl Netlink {
 }
 
 fn is_absent(err: &io::Error) -> bool {
-    errno(err) == Some(nix::libc::ENODEV)
+    errno(err) == Some(libc::ENODEV)
 }
 
 fn end(name: &LinkName, mac: Mac, veth: &Veth<'_>) -> LinkMessage {
@@ -237,34 +243,30 @@ fn end(name: &LinkName, mac: Mac, veth: &Veth<'_>) -> LinkMessage {
     message
 }
 
-pub(crate) fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+/// The link of an answer; `None` for another one, or a name that is not UTF-8.
+pub(crate) fn read(answer: &Raw) -> Option<Link> {
+    // struct ifinfomsg (linux/rtnetlink.h): family u8, a spare byte, type u16, index, flags and their mask of 32 bits each.
+    let (header, rest) = answer.parts::<16>(libc::RTM_NEWLINK)?;
     let mut link = Link {
-        index: message.header.index,
+        index: number_at(header, 4)?,
         name: String::new(),
         mac: Mac::new([0; 6]),
         mtu: 0,
         packets: PacketSizes::default(),
-        up: message.header.flags.contains(LinkFlags::Up),
+        up: number_at(header, 8)? & libc::IFF_UP.cast_unsigned() != 0,
         kind: None,
         peer_index: None,
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => {
-                link.mac = bytes.as_slice().try_into().map_or(link.mac, Mac::new)
-            }
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::GsoIpv4MaxSize(size) => link.packets.gso = *size,
-            LinkAttribute::GroIpv4MaxSize(size) => link.packets.gro = *size,
-            LinkAttribute::Link(index) => link.peer_index = Some(*index),
-            LinkAttribute::LinkInfo(info) => {
-                link.kind = info.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
+    for (kind, value) in attributes(rest) {
+        let number = number_at(value, 0);
+        match kind {
+            libc::IFLA_IFNAME => link.name = text(value)?,
+            libc::IFLA_ADDRESS => link.mac = value.try_into().map_or(link.mac, Mac::new),
+            libc::IFLA_MTU => link.mtu = number?,
+            GSO_IPV4_MAX_SIZE => link.packets.gso = number?,
+            GRO_IPV4_MAX_SIZE => link.packets.gro = number?,
+            libc::IFLA_LINK => link.peer_index = number,
+            libc::IFLA_LINKINFO => link.kind = attribute(value, libc::IFLA_INFO_KIND).and_then(text),
             _ => {}
         }
     }

@@ -4,12 +4,9 @@
 //! The kernel answers within sendmsg(2) (`nfnetlink_rcv` in net/netfilter/nfnetlink.c), so nothing here waits, and nothing
 //! needs an async runtime: answers are read until there is none.
 
-use std::convert::Infallible;
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
@@ -18,8 +15,9 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBufForce;
 
 use crate::Error;
-use crate::netlink::{HEADER, attributes, refused};
+use crate::netlink::{HEADER, refused};
 use crate::nft::{self, Batch};
+use crate::raw::{Raw, attribute};
 
 /// What a socket takes at once without being told (`net.core.wmem_default` is 208 kB at least).
 const USUAL: usize = 64 * 1024;
@@ -40,22 +38,7 @@ pub struct Changes {
     socket: TokioSocket,
 }
 
-/// A message that is not taken apart: the library does it in quadratic time, 10,000 elements in seconds, and panics where the
-/// length of a nested attribute is wrong.
-#[derive(Debug)]
-pub(crate) struct Raw {
-    header: NetlinkHeader,
-    bytes: Vec<u8>,
-}
-
-impl NetlinkDeserializable for Raw {
-    type Error = Infallible;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Raw, Infallible> {
-        Ok(Raw { header: *header, bytes: payload.to_vec() })
-    }
-}
-
+/// The names that nftables and conntrack have for the parts of a message.
 impl Raw {
     /// Whose tables it speaks of: `NFPROTO_*`.
     pub(crate) fn family(&self) -> u8 {
@@ -68,13 +51,13 @@ impl Raw {
     }
 
     /// The subsystem and the number of the message in it (`NFNL_SUBSYS_ID` in include/uapi/linux/netfilter/nfnetlink.h).
-    pub(crate) fn kind(&self) -> [u8; 2] {
-        self.header.message_type.to_be_bytes()
+    pub(crate) fn name(&self) -> [u8; 2] {
+        self.kind.to_be_bytes()
     }
 
     /// The value of the first attribute of a number.
     pub(crate) fn attribute(&self, number: u16) -> Option<&[u8]> {
-        attributes(self.attributes()).find(|(kind, _)| *kind == number).map(|(_, value)| value)
+        attribute(self.attributes(), number)
     }
 
     /// The same as text, which ends with a zero byte.

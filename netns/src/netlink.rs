@@ -8,14 +8,15 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use netlink_packet_core::{
-    NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL,
-    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
+use crate::raw::{Raw, attribute};
 use crate::{Error, NetNs};
 
 /// One read: the kernel makes no message of a list longer (`netlink_dump` in net/netlink/af_netlink.c), and what it says of one
@@ -60,27 +61,24 @@ impl Netlink {
     }
 
     /// Asks for one object.
-    pub(crate) fn query(&self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    pub(crate) fn query(&self, message: RouteNetlinkMessage) -> io::Result<Raw> {
         let answers = self.request(message, NLM_F_REQUEST)?;
-        answers
-            .into_iter()
-            .next()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable answer"))
+        answers.into_iter().next().ok_or_else(unreadable)
     }
 
     /// Asks for one object of those that the kernel tells to whoever listens, and to the asker as an echo only. It is
     /// silent about what it made itself.
-    pub(crate) fn query_echo(&self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    pub(crate) fn query_echo(&self, message: RouteNetlinkMessage) -> io::Result<Option<Raw>> {
         Ok(self.request(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO)?.into_iter().next())
     }
 
     /// Asks for those objects that match.
-    pub(crate) fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<Raw>> {
         self.request(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
 
     /// Creates an object that must not exist yet, and returns it where the kernel echoes such a message.
-    pub(crate) fn create(&self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    pub(crate) fn create(&self, message: RouteNetlinkMessage) -> io::Result<Option<Raw>> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         Ok(self.request(message, flags)?.into_iter().next())
     }
@@ -95,7 +93,7 @@ impl Netlink {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK).map(drop)
     }
 
-    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<Raw>> {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         let Talk { sequence, buffer } = &mut *talk;
         *sequence = sequence.wrapping_add(1);
@@ -157,11 +155,14 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
+/// The error of an answer that does not say what was asked for.
+pub(crate) fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "unreadable answer")
+}
+
 /// The messages of a datagram, up to where it cannot be taken apart: the number of the request that each answers, and what it says.
-/// `None` for what cannot be read, a name that is not UTF-8 for one.
-pub(crate) fn messages(
-    datagram: &[u8],
-) -> impl Iterator<Item = (u32, Option<NetlinkPayload<RouteNetlinkMessage>>)> {
+/// `None` for an error that is cut short.
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u32, Option<NetlinkPayload<Raw>>)> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let header = NetlinkBuffer::new_checked(rest).ok()?;
@@ -208,22 +209,8 @@ pub(crate) fn refused(code: i32, attributes: Option<&[u8]>) -> Option<io::Error>
 
 /// The text of `NLMSGERR_ATTR_MSG` (1) among attributes (include/uapi/linux/netlink.h).
 fn explanation(bytes: &[u8]) -> Option<String> {
-    let text = attributes(bytes).find_map(|(kind, value)| (kind == 1).then_some(value))?;
+    let text = attribute(bytes, 1)?;
     Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
-}
-
-/// Kinds and values of attributes, up to the first that is cut short (netlink(7)): each has two bytes of length, itself
-/// included, two of kind, and is padded to four. The two highest bits of a kind are flags.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let (header, _) = rest.split_first_chunk::<4>()?;
-        let [a, b, c, d] = *header;
-        let (len, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
-        let value = rest.get(4..len)?;
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind & !(NLA_F_NESTED | NLA_F_NET_BYTEORDER), value))
-    })
 }
 
 #[cfg(test)]

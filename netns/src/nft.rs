@@ -14,8 +14,8 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use nix::libc;
 
-use crate::netfilter::Raw;
 use crate::netlink::errno;
+use crate::raw::Raw;
 use crate::{Error, Netfilter};
 
 pub use batch::{Base, Batch, Hook, Kind};

@@ -5,15 +5,20 @@
 //! net/sched/sch_tbf.c). A link that is down takes one at once; one that is up waits for a grace period first
 //! (`dev_deactivate` in net/sched/sch_generic.c).
 
-use netlink_packet_core::{DefaultNla, Nla, NlasIterator};
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use nix::libc;
 
 use crate::netlink::errno;
+use crate::raw::{Raw, attribute, number_at, text};
 use crate::{Error, Netlink};
 
-// linux/pkt_sched.h
+// linux/rtnetlink.h, linux/pkt_sched.h; bytes of `struct tcmsg`
 const TBF: &str = "tbf";
+pub(crate) const TCMSG: usize = 20;
+pub(crate) const TCA_OPTIONS: u16 = 2;
+const TCA_KIND: u16 = 1;
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
@@ -63,8 +68,7 @@ impl Netlink {
         let message = of_link(index, TcHandle::ROOT);
         let answer = self.query_echo(RouteNetlinkMessage::GetQueueDiscipline(message)).map_err(failed)?;
         // The kernel is silent about a qdisc that it gave itself.
-        let Some(RouteNetlinkMessage::NewQueueDiscipline(found)) = answer else { return Ok(false) };
-        Ok(bucket.is(&found))
+        Ok(answer.is_some_and(|found| bucket.is(&found)))
     }
 
     /// Gives a link a clsact qdisc, if it has none.
@@ -77,7 +81,7 @@ impl Netlink {
         message.attributes.push(TcAttribute::Kind("clsact".into()));
         match self.create(RouteNetlinkMessage::NewQueueDiscipline(message)) {
             Ok(_) => Ok(()),
-            Err(err) if errno(&err) == Some(nix::libc::EEXIST) => Ok(()),
+            Err(err) if errno(&err) == Some(libc::EEXIST) => Ok(()),
             Err(source) => {
                 Err(Error::Netlink { op: "add clsact to link", object: index.to_string(), source })
             }
@@ -99,35 +103,17 @@ impl TokenBucket {
     }
 
     /// Whether a qdisc is this one.
-    pub(crate) fn is(&self, found: &TcMessage) -> bool {
-        let is_tbf = found.attributes.contains(&TcAttribute::Kind(TBF.into()));
-        let options = found.attributes.iter().find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => match options.as_slice() {
-                // Of a kind that the library does not know, the options are one attribute with all in it.
-                [TcOption::Other(all)] => Some(value(all)),
-                _ => None,
-            },
-            _ => None,
-        });
-        is_tbf && options.is_some_and(|options| self.is_told_by(&options))
+    pub(crate) fn is(&self, found: &Raw) -> bool {
+        let Some((_, rest)) = found.parts::<TCMSG>(libc::RTM_NEWQDISC) else { return false };
+        let is_tbf = attribute(rest, TCA_KIND).and_then(text).is_some_and(|kind| kind == TBF);
+        is_tbf && attribute(rest, TCA_OPTIONS).is_some_and(|options| self.is_told_by(options))
     }
 
     /// Reads the same structure as the kernel tells it. The burst comes as a time, in ticks modulo 2^32.
     fn is_told_by(&self, options: &[u8]) -> bool {
-        let (mut parameters, mut rate) = (None, None);
-        for attribute in NlasIterator::new(options).flatten() {
-            match attribute.kind() {
-                TCA_TBF_PARMS => parameters = attribute.value().first_chunk::<36>().copied(),
-                TCA_TBF_RATE64 => {
-                    rate = attribute.value().first_chunk().map(|rate| u64::from_ne_bytes(*rate))
-                }
-                _ => {}
-            }
-        }
-        let Some(parameters) = parameters else { return false };
-        let word = |at: usize| {
-            parameters.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word))
-        };
+        let rate = attribute(options, TCA_TBF_RATE64).and_then(<[u8]>::first_chunk).copied();
+        let Some(parameters) = attribute(options, TCA_TBF_PARMS) else { return false };
+        let word = |at| number_at(parameters, at);
         let ticks = (u128::from(self.burst) * 1_000_000_000 / u128::from(self.rate.max(1))) >> TICK_SHIFT;
         // The kernel multiplies by a rounded factor of 32 bits (`psched_ratecfg_precompute`).
         let tolerance = 1 + (ticks >> 20);
@@ -135,7 +121,7 @@ impl TokenBucket {
             let apart = told.wrapping_sub(ticks as u32);
             u128::from(apart.min(apart.wrapping_neg())) <= tolerance
         };
-        rate.or(word(8).map(u64::from)) == Some(self.rate)
+        rate.map(u64::from_ne_bytes).or(word(8).map(u64::from)) == Some(self.rate)
             && word(24) == Some(self.queue)
             && word(28).is_some_and(is_near)
     }
@@ -150,11 +136,4 @@ pub(crate) fn of_link(index: u32, parent: TcHandle) -> TcMessage {
 
 fn option(kind: u16, value: Vec<u8>) -> TcOption {
     TcOption::Other(DefaultNla::new(kind, value))
-}
-
-/// What is in an attribute.
-pub(crate) fn value(attribute: &DefaultNla) -> Vec<u8> {
-    let mut bytes = vec![0; attribute.value_len()];
-    attribute.emit_value(&mut bytes);
-    bytes
 }

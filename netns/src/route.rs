@@ -7,11 +7,13 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::libc;
 
 use crate::netlink::errno;
+use crate::raw::{Raw, attribute, number_at};
 use crate::{Error, Link, Mac, Netlink};
 
 /// Who made a route (`rtm_protocol`): a number that /etc/iproute2/rt_protos gives to nobody, so that weft's are told apart.
@@ -24,11 +26,10 @@ const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 
 
 /// What a lookup fails with where no route leads on: none at all, or one of the kinds unreachable, prohibit and blackhole
 /// (`fib_props` in net/ipv4/fib_semantics.c).
-const NO_WAY: [i32; 4] =
-    [nix::libc::ENETUNREACH, nix::libc::EHOSTUNREACH, nix::libc::EACCES, nix::libc::EINVAL];
+const NO_WAY: [i32; 4] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL];
 
 /// What a list of routes fails with where there can be none: no such link, no such family.
-const NO_ROUTES: [i32; 3] = [nix::libc::ENODEV, nix::libc::EAFNOSUPPORT, nix::libc::EOPNOTSUPP];
+const NO_ROUTES: [i32; 3] = [libc::ENODEV, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
 
 /// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,17 +82,7 @@ impl Netlink {
         let failed =
             |source| Error::Netlink { op: "list addresses of link", object: index.to_string(), source };
         let answers = self.dump(RouteNetlinkMessage::GetAddress(message)).map_err(failed)?;
-        let addresses = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) => {
-                let prefix = message.header.prefix_len;
-                message.attributes.into_iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some((address, prefix)),
-                    _ => None,
-                })
-            }
-            _ => None,
-        });
-        Ok(addresses.collect())
+        Ok(answers.iter().filter_map(address_of).collect())
     }
 
     /// Adds a route, or puts it in the place of one to the same destination.
@@ -110,7 +101,7 @@ impl Netlink {
     pub fn add_route(&self, route: &Route) -> Result<bool, Error> {
         match self.create(RouteNetlinkMessage::NewRoute(route.message())) {
             Ok(_) => Ok(true),
-            Err(err) if errno(&err) == Some(nix::libc::EEXIST) => Ok(false),
+            Err(err) if errno(&err) == Some(libc::EEXIST) => Ok(false),
             Err(source) => Err(Error::Netlink { op: "add route", object: route.to_string(), source }),
         }
     }
@@ -123,7 +114,7 @@ impl Netlink {
         match self.act(RouteNetlinkMessage::DelRoute(route.message())) {
             Ok(()) => Ok(true),
             // ESRCH: no such route; ENODEV: no such link, and its routes went with it (net/ipv6/route.c).
-            Err(err) if matches!(errno(&err), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(false),
+            Err(err) if matches!(errno(&err), Some(libc::ESRCH | libc::ENODEV)) => Ok(false),
             Err(source) => Err(Error::Netlink { op: "delete route", object: route.to_string(), source }),
         }
     }
@@ -136,9 +127,7 @@ impl Netlink {
         let asked = if route.prefix == 0 { elsewhere(route.destination) } else { route.destination };
         // The route as it is in the table, not what a packet makes of it.
         let Some(found) = self.way_to(asked, RouteFlags::FibMatch)? else { return Ok(false) };
-        Ok(link_of(&found) == Some(route.index)
-            && gateway_of(&found) == route.via
-            && found.header.destination_prefix_length == route.prefix)
+        Ok(found.index == Some(route.index) && found.via == route.via && found.prefix == route.prefix)
     }
 
     /// Whether a route that weft made ([`ROUTE_PROTOCOL`]) leads over the link, in any table.
@@ -153,7 +142,9 @@ impl Netlink {
             // The kernel sends those of this link and maker only (`ip_valid_fib_dump_req` in net/ipv4/fib_frontend.c).
             message.attributes.push(RouteAttribute::Oif(index));
             match self.dump(RouteNetlinkMessage::GetRoute(message)) {
-                Ok(routes) if routes.iter().any(|route| is_ours_over(route, index)) => return Ok(true),
+                Ok(routes) if routes.iter().filter_map(read).any(|route| route.is_ours_over(index)) => {
+                    return Ok(true);
+                }
                 Ok(_) => {}
                 // The link is gone, or the kernel has no IPv6.
                 Err(err) if errno(&err).is_some_and(|errno| NO_ROUTES.contains(&errno)) => {}
@@ -174,7 +165,7 @@ impl Netlink {
         for address in [IpAddr::V4(ELSEWHERE), IpAddr::V6(ELSEWHERE_V6)] {
             // What a packet makes of the route is one link, of several next hops too.
             let Some(found) = self.way_to(address, RouteFlags::empty())? else { continue };
-            let Some(index) = link_of(&found) else { continue };
+            let Some(index) = found.index else { continue };
             return self.link_by_index(index);
         }
         Ok(None)
@@ -186,22 +177,20 @@ impl Netlink {
     /// [`Error::Netlink`].
     pub fn default_route(&self, ipv4: bool) -> Result<Option<Route>, Error> {
         let asked = if ipv4 { IpAddr::V4(ELSEWHERE) } else { IpAddr::V6(ELSEWHERE_V6) };
-        let found = self.way_to(asked, RouteFlags::FibMatch)?;
-        let found = found.filter(|route| route.header.destination_prefix_length == 0);
-        let Some((found, index)) = found.as_ref().and_then(|route| Some((route, link_of(route)?))) else {
-            return Ok(None);
-        };
-        Ok(Some(Route { destination: any(asked), prefix: 0, via: gateway_of(found), index }))
+        let found = self.way_to(asked, RouteFlags::FibMatch)?.filter(|route| route.prefix == 0);
+        Ok(found.and_then(|Found { index, via, .. }| {
+            Some(Route { destination: any(asked), prefix: 0, via, index: index? })
+        }))
     }
 
     /// Over which link what an own address sends leaves the node.
     pub(crate) fn way_from(&self, source: IpAddr) -> Result<Option<u32>, Error> {
         let found = self.ask_way(elsewhere(source), Some(source), RouteFlags::empty())?;
-        Ok(found.as_ref().and_then(link_of))
+        Ok(found.and_then(|found| found.index))
     }
 
     /// How the kernel would send to an address; `None` if it would not.
-    fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<RouteMessage>, Error> {
+    fn way_to(&self, address: IpAddr, flags: RouteFlags) -> Result<Option<Found>, Error> {
         self.ask_way(address, None, flags)
     }
 
@@ -210,7 +199,7 @@ impl Netlink {
         address: IpAddr,
         source: Option<IpAddr>,
         flags: RouteFlags,
-    ) -> Result<Option<RouteMessage>, Error> {
+    ) -> Result<Option<Found>, Error> {
         let mut message = RouteMessage::default();
         if let Some(source) = source {
             message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
@@ -222,10 +211,7 @@ impl Netlink {
         message.attributes.push(RouteAttribute::Destination(address.into()));
         match self.query(RouteNetlinkMessage::GetRoute(message)) {
             // IPv6 tells of a route that refuses; to an own address the way is `lo`.
-            Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Unicast => {
-                Ok(Some(route))
-            }
-            Ok(_) => Ok(None),
+            Ok(answer) => Ok(read(&answer).filter(|route| route.kind == libc::RTN_UNICAST)),
             Err(err) if errno(&err).is_some_and(|errno| NO_WAY.contains(&errno)) => Ok(None),
             Err(source) => {
                 Err(Error::Netlink { op: "look up the route to", object: address.to_string(), source })
@@ -256,13 +242,9 @@ impl Netlink {
     /// [`Error::Netlink`].
     pub fn has_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<bool, Error> {
         let message = neighbour(index, address);
-        let wanted = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
         match self.query(RouteNetlinkMessage::GetNeighbour(message)) {
-            Ok(RouteNetlinkMessage::NewNeighbour(found)) => {
-                Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&wanted))
-            }
-            Ok(_) => Ok(false),
-            Err(err) if errno(&err) == Some(nix::libc::ENOENT) => Ok(false),
+            Ok(found) => Ok(is_permanent(&found, mac).unwrap_or(false)),
+            Err(err) if errno(&err) == Some(libc::ENOENT) => Ok(false),
             Err(source) => Err(Error::Netlink {
                 op: "look up neighbour",
                 object: format!("{address} of link {index}"),
@@ -300,13 +282,6 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-pub(crate) fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(gateway) => address_of(gateway),
-        _ => None,
-    })
-}
-
 /// The unspecified address of a family.
 pub(crate) fn any(of_family: IpAddr) -> IpAddr {
     if of_family.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
@@ -328,22 +303,53 @@ fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn address_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
+/// A route, as far as it is asked about.
+#[derive(Debug)]
+pub(crate) struct Found {
+    prefix: u8,
+    protocol: u8,
+    /// `RTN_*` (rtnetlink(7)).
+    kind: u8,
+    /// Of its one link.
+    pub(crate) index: Option<u32>,
+    via: Option<IpAddr>,
+}
+
+impl Found {
+    pub(crate) fn is_ours_over(&self, index: u32) -> bool {
+        self.protocol == ROUTE_PROTOCOL && self.index == Some(index)
     }
 }
 
-pub(crate) fn is_ours_over(answer: &RouteNetlinkMessage, index: u32) -> bool {
-    let RouteNetlinkMessage::NewRoute(route) = answer else { return false };
-    route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) && link_of(route) == Some(index)
+pub(crate) fn read(answer: &Raw) -> Option<Found> {
+    // struct rtmsg (linux/rtnetlink.h): 8 bytes and the flags. The second is the prefix' length, the sixth the maker, the last the kind.
+    let (header, rest) = answer.parts::<12>(libc::RTM_NEWROUTE)?;
+    let [_, prefix, _, _, _, protocol, _, kind, ..] = *header;
+    Some(Found {
+        prefix,
+        protocol,
+        kind,
+        index: attribute(rest, libc::RTA_OIF).and_then(|index| number_at(index, 0)),
+        via: attribute(rest, libc::RTA_GATEWAY).and_then(ip),
+    })
 }
 
-pub(crate) fn link_of(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
+/// An address and the length of its prefix.
+pub(crate) fn address_of(answer: &Raw) -> Option<(IpAddr, u8)> {
+    // struct ifaddrmsg (linux/if_addr.h); the second byte is the length.
+    let ([_, prefix, ..], rest) = answer.parts::<8>(libc::RTM_NEWADDR)?;
+    Some((attribute(rest, libc::IFA_ADDRESS).and_then(ip)?, *prefix))
+}
+
+/// Whether a neighbour is there for good, and has this address of the link layer.
+pub(crate) fn is_permanent(answer: &Raw, mac: Mac) -> Option<bool> {
+    // struct ndmsg (linux/neighbour.h): 8 bytes, then the state of 16 bits.
+    let ([_, _, _, _, _, _, _, _, a, b, ..], rest) = answer.parts::<12>(libc::RTM_NEWNEIGH)?;
+    let known = attribute(rest, libc::NDA_LLADDR)?;
+    Some(u16::from_ne_bytes([*a, *b]) == libc::NUD_PERMANENT && known == mac.bytes())
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let ipv4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from).or_else(ipv4)
 }

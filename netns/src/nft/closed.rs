@@ -5,8 +5,8 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use crate::netfilter::Raw;
-use crate::netlink::attributes;
+use crate::raw::Raw;
+use crate::raw::attribute;
 use crate::{Error, Netfilter};
 
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_NEWCHAIN`.
@@ -44,12 +44,12 @@ pub(crate) fn closed(raw: &Raw) -> Option<String> {
         // A bridge or a device sees no forwarded packets of pods.
         _ => return None,
     };
-    if raw.kind() != CHAIN {
+    if raw.name() != CHAIN {
         return None;
     }
     let number = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).map_or(u32::MAX, u32::from_be_bytes);
-    let hook = raw.attribute(HOOK).and_then(|hook| attributes(hook).find(|(kind, _)| *kind == HOOK_NUMBER));
-    let forwards = hook.is_some_and(|(_, value)| number(value) == FORWARD);
+    let hook = raw.attribute(HOOK).and_then(|hook| attribute(hook, HOOK_NUMBER));
+    let forwards = hook.is_some_and(|value| number(value) == FORWARD);
     let drops = raw.attribute(POLICY).is_some_and(|policy| number(policy) == DROP);
     let (table, name) = (raw.text(TABLE)?, raw.text(NAME)?);
     (forwards && drops).then(|| format!("{family} {table} {name}"))

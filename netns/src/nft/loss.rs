@@ -2,7 +2,7 @@
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 
-use crate::netfilter::Raw;
+use crate::raw::Raw;
 
 /// `NFT_MSG_DELTABLE`, `NFT_MSG_DELCHAIN`, `NFT_MSG_DELRULE`, `NFT_MSG_DELSET` (include/uapi/linux/netfilter/nf_tables.h).
 const DELETIONS: [u8; 4] = [2, 5, 8, 11];
@@ -12,7 +12,7 @@ const TABLE: u16 = 1;
 /// Whether the table, or a chain, a rule or a set of it is gone. Elements come and go.
 pub(crate) fn is_loss(message: &NetlinkMessage<Raw>, table: &str) -> bool {
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return false };
-    let [subsystem, number] = message.kind();
+    let [subsystem, number] = message.name();
     subsystem == super::SUBSYSTEM
         && DELETIONS.contains(&number)
         && message.text(TABLE).is_some_and(|name| name == table)

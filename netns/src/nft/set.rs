@@ -5,7 +5,7 @@ use netlink_packet_netfilter::nftables::{
     SetElementMessage, SetFlags,
 };
 
-use crate::netlink::attributes;
+use crate::raw::attributes;
 
 /// What a field of a key or a value is. A field takes a whole number of 4-byte registers, with zeros behind a shorter one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
