@@ -18,6 +18,7 @@ pub(crate) mod fast_path;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod heap;
 pub(crate) mod journal;
 pub(crate) mod memory;
 pub(crate) mod nat;

@@ -242,7 +242,10 @@ impl Runtime {
         }
         // A bundle may be gone when its container is deleted. runc would report readiness to our service manager, and how
         // memory is allocated is its own business.
-        command.arg(verb).current_dir("/").env_remove("NOTIFY_SOCKET").env_remove(memory::TUNABLES.0);
+        command.arg(verb).current_dir("/").env_remove("NOTIFY_SOCKET");
+        for (name, _) in memory::TUNABLES {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -24,7 +24,6 @@ use crate::signals::Signals;
 /// Has the standard library start children by posix_spawn(3), also those with a folder of their own: it looks for this function
 /// weakly, finds it in no static binary that does not use it, and then forks, which copies the page tables and has every page
 /// that is written to afterwards copied (`posix_spawn` in library/std/src/sys/process/unix/unix.rs).
-#[cfg(target_env = "gnu")]
 static WITH_FOLDER: unsafe extern "C" fn(
     *mut libc::posix_spawn_file_actions_t,
     *const libc::c_char,
@@ -111,7 +110,6 @@ impl Reaper {
     /// Those of [`Command::spawn`].
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         // The child cannot be reaped before it is watched: the loop runs on this thread.
-        #[cfg(target_env = "gnu")]
         std::hint::black_box(WITH_FOLDER);
         let child = command.spawn()?;
         Ok(self.watch(child.id()))

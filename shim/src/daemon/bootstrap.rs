@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::args::Args;
 use super::{Error, io_error, socket};
 use crate::config::Config;
-use crate::memory;
+use crate::{entry, memory};
 
 /// Containers of one group share a shim: annotations of the OCI configuration that name it, the first wins.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
@@ -120,7 +120,7 @@ fn group(args: &Args, bundle: &Path) -> Result<String, Error> {
 fn spawn(args: &Args, question: &Question, listener: OwnedFd) -> io::Result<()> {
     // The link leads to this very program even while an upgrade replaces the file.
     let mut daemon = Command::new("/proc/self/exe");
-    daemon.arg0(std::env::args_os().next().unwrap_or_default());
+    daemon.arg0(entry::words().next().unwrap_or_default());
     daemon.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &args.address]);
     if question.debug {
         daemon.arg("-debug");
@@ -128,7 +128,7 @@ fn spawn(args: &Args, question: &Question, listener: OwnedFd) -> io::Result<()> 
     if let Some(events) = &question.events {
         daemon.env("TTRPC_ADDRESS", events);
     }
-    daemon.env(memory::TUNABLES.0, memory::TUNABLES.1);
+    daemon.envs(memory::TUNABLES.iter().copied());
     daemon.stdin(listener).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(drop)
 }
 

@@ -20,7 +20,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::Error;
 use super::confine::{confine, empty_root};
-use crate::entry::standard_input;
+use crate::entry::{self, standard_input};
 use crate::error::chain;
 
 /// What process 1 says when it can do no harm any more.
@@ -34,7 +34,7 @@ pub(super) fn command(verb: &str) -> io::Result<(Command, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_read_timeout(Some(ANSWER))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(std::env::args_os().next().unwrap_or_default()).arg(verb).current_dir("/").env_clear();
+    command.arg0(entry::words().next().unwrap_or_default()).arg(verb).current_dir("/").env_clear();
     command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
     Ok((command, ours))
 }

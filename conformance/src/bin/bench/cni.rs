@@ -23,8 +23,9 @@ use crate::{Nodes, end};
 pub(crate) const ON_NODE: &str = "cni-on-node";
 /// Programs that attach and do no more, asked for instead of a pod: their names, how they are told, and how many times as long as one
 /// an ADD may take.
-const FLOORS: [(&str, &str, Option<f64>); 2] = [
-    ("floor", "ADD, and the floor by rtnetlink as the reference", Some(1.4)),
+const FLOORS: [(&str, &str, Option<f64>); 3] = [
+    ("floor-glibc", "ADD, and the floor by rtnetlink as the reference", Some(1.4)),
+    ("floor", "ADD, and the same floor with weft's C library", None),
     ("attach", "ADD, and the floor by weft's own netlink", None),
 ];
 pub(crate) const FIRST_PORT: u16 = 20_000;
@@ -69,7 +70,8 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
          whether its link is up, and if not yet, again after 50 ms: its ADD has two modes, so see the mean too. After every {BLOCK} pods \
          all programs are read from the disk anew, and run once uncounted: where their pages lie in memory makes a difference of a tenth. weft's first ADD on a node, which loads its programs, took {:.0} ms. The floors are static programs \
          that make the same links, addresses, routes and neighbours, and nothing else: no lease, no record, no eBPF, no nftables. One \
-         does it by rtnetlink on tokio's runtime of one thread, the other by the crate that weft does it by.",
+         does it by rtnetlink on tokio's runtime of one thread, made with glibc as most programs are, and once more with weft's C library \
+         (musl, if it could be had); the other by the crate that weft does it by.",
         BLOCKS * BLOCK,
         first[0]
     );
