@@ -12,12 +12,18 @@
 //! By hand: `echo 'pairs 1000' | cargo run --release -p weft-ipam --example lease -- /run/try`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and stops at the first error")]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::stdin;
 use std::path::PathBuf;
 use std::thread::park_timeout;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use dlmalloc::GlobalDlmalloc;
 use weft_ipam::{Owner, Range, RangeSpec, Store};
+
+/// The plugin's allocator, with a lock of its own.
+#[global_allocator]
+static HEAP: GlobalDlmalloc = GlobalDlmalloc;
 
 const NETWORK: &str = "net";
 
@@ -50,9 +56,14 @@ fn ranges() -> [Range; 2] {
     })
 }
 
-/// As long as containerd makes them.
+/// As containerd makes them: 64 digits that have nothing in common with those of the next one.
 fn owner(name: &str) -> Owner {
-    Owner::new(&format!("{name:0>64}"), "eth0").unwrap()
+    let digits = |part| {
+        let mut hasher = DefaultHasher::new();
+        (name, part).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    };
+    Owner::new(&[0, 1, 2, 3].map(digits).concat(), "eth0").unwrap()
 }
 
 struct Bench {
