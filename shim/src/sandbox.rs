@@ -42,7 +42,7 @@ use crate::pod::{self, DetachError, Links};
 use crate::reaper::{Child, Exit, Reaper};
 use crate::task::Tasks;
 
-use cgroup::Move;
+use cgroup::{Hierarchies, Move};
 use instance::Instance;
 
 /// Why a sandbox is not what it should be.
@@ -105,6 +105,9 @@ pub(crate) struct Sandbox {
     reaper: Arc<Reaper>,
     /// Woken when the daemon may have nothing left to do.
     idle: Arc<Notify>,
+    /// Read while containerd is about to connect, and not when it waits for an answer: the kernel takes 0.2 ms for the list of mounts.
+    /// `None` if they cannot be read.
+    hierarchies: Option<Arc<Hierarchies>>,
     /// From `create` to `shutdown`. Never held across an await.
     instance: Mutex<Option<Instance>>,
     /// Held for a whole stop, so that a second one waits for the first and then finds nothing to do.
@@ -122,7 +125,8 @@ impl Sandbox {
     ) -> Arc<Sandbox> {
         let (instance, stopping, end) =
             (Mutex::default(), tokio::sync::Mutex::default(), watch::Sender::new(None));
-        Arc::new(Sandbox { config, owner, reaper, idle, instance, stopping, end })
+        let hierarchies = Hierarchies::here().ok().map(Arc::new);
+        Arc::new(Sandbox { config, owner, reaper, idle, hierarchies, instance, stopping, end })
     }
 
     /// Whether there is a sandbox that has not been shut down; the daemon lives as long.
@@ -171,7 +175,14 @@ impl Sandbox {
         if slot.is_some() {
             return Err(Error::Exists(self.owner.id.clone()));
         }
-        let (mut instance, child) = Instance::create(&self.config, &self.owner, &self.reaper, request)?;
+        let hierarchies = match &self.hierarchies {
+            Some(hierarchies) => Arc::clone(hierarchies),
+            None => Hierarchies::here()
+                .map(Arc::new)
+                .map_err(|source| Error::Io { op: "find the cgroups", source })?,
+        };
+        let created = Instance::create(&self.config, &self.owner, &self.reaper, hierarchies, request);
+        let (mut instance, child) = created?;
         if let (Some(init), Some(child)) = (&mut instance.init, child) {
             init.followed = Some(tokio::spawn(Arc::clone(self).follow(child)));
         }

@@ -79,9 +79,10 @@ impl Instance {
         config: &Config,
         owner: &Owner,
         reaper: &Arc<Reaper>,
+        hierarchies: Arc<Hierarchies>,
         request: CreateSandboxRequest,
     ) -> Result<(Instance, Option<Child>), Error> {
-        let mut instance = Instance::plan(config, owner, request)?;
+        let mut instance = Instance::plan(config, owner, hierarchies, request)?;
         match instance.enter(reaper) {
             Ok(init) => Ok((instance, init)),
             Err(err) => {
@@ -98,9 +99,13 @@ impl Instance {
     }
 
     /// Looks around and changes nothing.
-    fn plan(config: &Config, owner: &Owner, request: CreateSandboxRequest) -> Result<Instance, Error> {
+    fn plan(
+        config: &Config,
+        owner: &Owner,
+        hierarchies: Arc<Hierarchies>,
+        request: CreateSandboxRequest,
+    ) -> Result<Instance, Error> {
         let plan = Plan::of(request)?;
-        let hierarchies = Hierarchies::here().map_err(io_error("find the cgroups"))?;
         let cgroup = match plan.cgroup_parent() {
             "" => None,
             parent => Some(Cgroup::plan(&hierarchies, parent, &owner.id)?),
@@ -117,7 +122,7 @@ impl Instance {
             stopped: false,
             dir: Dir::of(config, &owner.namespace, &owner.id),
             home: Home::here().map_err(io_error("open the node's namespaces"))?,
-            hierarchies: Arc::new(hierarchies),
+            hierarchies,
             moving: None,
             state: State::new(cgroup),
             init: None,

@@ -8,7 +8,7 @@ use crate::report::{Samples, Table};
 use crate::{Nodes, end};
 
 /// Pods per arm, after two that are not counted.
-const PODS: usize = 30;
+const PODS: usize = 60;
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
     let residents = nodes.residents();
