@@ -56,7 +56,7 @@ static = CARGO_TARGET_$(shell echo $(1) | tr 'a-z-' 'A-Z_')_RUSTFLAGS='-C target
 
 deps: owned ## install the Debian packages that building and testing need (as root)
 	$(call apt,$(PACKAGES))
-	@test -d "$$(rustc --print target-libdir --target $(MUSL))" || rustup target add $(MUSL) || \
+	@test -d "$$(rustc --print target-libdir --target $(MUSL))" || timeout 120 rustup target add $(MUSL) || \
 	  echo 'no standard library for $(MUSL): the programs are made with glibc, and start more slowly' >&2
 
 tools: deps ## build containerd, runc, crictl, critest and the CNI plugins that the tests run against
