@@ -199,7 +199,7 @@ impl Netfilter {
 
 /// Its identity: its first packet's addresses, its number, its zone. `None` if it is not meant.
 pub(crate) fn connection(answer: &Raw, flows: Flows) -> Option<Connection> {
-    if answer.name() != number::CONNECTION {
+    if answer.numbers() != number::CONNECTION {
         return None;
     }
     let original = answer.attribute(number::ORIGINAL)?;

@@ -51,7 +51,7 @@ impl Raw {
     }
 
     /// The subsystem and the number of the message in it (`NFNL_SUBSYS_ID` in include/uapi/linux/netfilter/nfnetlink.h).
-    pub(crate) fn name(&self) -> [u8; 2] {
+    pub(crate) fn numbers(&self) -> [u8; 2] {
         self.kind.to_be_bytes()
     }
 

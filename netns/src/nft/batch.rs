@@ -223,7 +223,7 @@ pub(super) fn get_rules(table: &str) -> NfTablesMessage {
 
 /// The chain of a listed rule (`NFT_MSG_NEWRULE`, `NFTA_RULE_CHAIN` in include/uapi/linux/netfilter/nf_tables.h).
 pub(crate) fn chain_of(message: &Raw) -> Option<String> {
-    (message.name() == [SUBSYSTEM, 6]).then(|| message.text(2))?
+    (message.numbers() == [SUBSYSTEM, 6]).then(|| message.text(2))?
 }
 
 pub(super) fn get_generation() -> NfTablesMessage {
@@ -232,6 +232,6 @@ pub(super) fn get_generation() -> NfTablesMessage {
 
 /// The generation in an answer (`NFT_MSG_NEWGEN`, `NFTA_GEN_ID`).
 pub(crate) fn generation_of(message: &Raw) -> Option<u32> {
-    let id = (message.name() == [SUBSYSTEM, 15]).then(|| message.attribute(1))??;
+    let id = (message.numbers() == [SUBSYSTEM, 15]).then(|| message.attribute(1))??;
     id.first_chunk().map(|id| u32::from_be_bytes(*id))
 }

@@ -5,8 +5,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_netfilter::nftables::{ChainMessage, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use crate::raw::Raw;
-use crate::raw::attribute;
+use crate::raw::{Raw, attribute};
 use crate::{Error, Netfilter};
 
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_NEWCHAIN`.
@@ -44,7 +43,7 @@ pub(crate) fn closed(raw: &Raw) -> Option<String> {
         // A bridge or a device sees no forwarded packets of pods.
         _ => return None,
     };
-    if raw.name() != CHAIN {
+    if raw.numbers() != CHAIN {
         return None;
     }
     let number = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).map_or(u32::MAX, u32::from_be_bytes);

@@ -12,7 +12,7 @@ const TABLE: u16 = 1;
 /// Whether the table, or a chain, a rule or a set of it is gone. Elements come and go.
 pub(crate) fn is_loss(message: &NetlinkMessage<Raw>, table: &str) -> bool {
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return false };
-    let [subsystem, number] = message.name();
+    let [subsystem, number] = message.numbers();
     subsystem == super::SUBSYSTEM
         && DELETIONS.contains(&number)
         && message.text(TABLE).is_some_and(|name| name == table)
