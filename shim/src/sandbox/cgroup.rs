@@ -19,8 +19,9 @@ use tokio::sync::oneshot;
 
 use super::Error;
 
-/// How long the kernel may take to release what has ended, and how often it is looked at.
-const RELEASE: Duration = Duration::from_millis(300);
+/// How long the kernel may take to release what has ended, and how often it is looked at. A hundredth of it is usual; an emulated machine
+/// with more to do than processors once took a third.
+const RELEASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Where version 2 is, if it is alone (file-hierarchy(7)).
