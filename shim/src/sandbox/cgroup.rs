@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use super::Error;
 
-/// How long the kernel may take to release what has ended, and how often it is looked at. A hundredth of it is usual; an emulated machine
-/// with more to do than processors once took a third.
+/// How long the kernel may take to release what has ended, and how often it is looked at. An emulated machine with more to do than
+/// processors once took more than 300 ms.
 const RELEASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
