@@ -6,7 +6,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # gets none, they are made with glibc. Asked for when a recipe runs, for `deps` may just have got it.
 MUSL := $(subst -gnu,-musl,$(HOST))
 TRIPLE = $(shell test -d "$$(rustc --print target-libdir --target $(MUSL))" && echo $(MUSL) || echo $(HOST))
-# What runs from /bin is for the same C library as what is tested.
+# Of all that cargo makes here, tests too: they run with the C library that the programs have.
 export CARGO_BUILD_TARGET = $(TRIPLE)
 
 # What is slow to build is kept outside the checkout where that is possible.
@@ -63,7 +63,7 @@ tools: deps ## build containerd, runc, crictl, critest and the CNI plugins that 
 	conformance/tools/build.sh
 
 build: deps ## build the three static binaries
-	$(call static,$(TRIPLE)) cargo build --release --target $(TRIPLE) -p weft-shim
+	$(call static,$(TRIPLE)) cargo build --release -p weft-shim
 
 demo: build tools ## two pods under containerd, a page fetched from one to the other, and everything removed
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) cargo run -q -p weft-conformance --bin demo
@@ -121,7 +121,7 @@ fmt: ## format the Rust sources
 bench: build tools ## weft beside the reference, in one run; writes docs/benchmarks.md
 	@# A step that fails panics: unwinding takes down what was started.
 	CARGO_PROFILE_RELEASE_PANIC=unwind cargo build --release -q -p weft-conformance --bins
-	$(call static,$(TRIPLE)) cargo build --release -q --target $(TRIPLE) -p weft-netns --example attach --example floor -p weft-ipam --example lease
+	$(call static,$(TRIPLE)) cargo build --release -q -p weft-netns --example attach --example floor -p weft-ipam --example lease
 	@# The floor of the goals is made with glibc, as most static programs are.
 	$(call static,$(HOST)) cargo build --release -q --target $(HOST) -p weft-netns --example floor
 	cp $(CARGO_TARGET_DIR)/$(HOST)/release/examples/floor $(RELEASE)/examples/floor-glibc

@@ -7,8 +7,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// For the environment of a daemon that was made with glibc (the GNU C Library manual, "Tunables"; mallopt(3) has no such parameters). A longer text takes a
-/// page of its own, for the C library keeps a copy.
+/// For the environment of a daemon that was made with glibc (the GNU C Library manual, "Tunables"; mallopt(3) has no such
+/// parameters). A longer text takes a page of its own, for the C library keeps a copy.
 ///
 /// Without per-thread caches: up to seven freed blocks of each size count as used, and those at the end of the heap keep all below
 /// from being given back. The stack of a thread that has ended goes too: one that is kept for the next has two dirty pages.
