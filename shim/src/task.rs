@@ -350,6 +350,7 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        memory::give_back_stack_soon();
         let stats = self.tasks.get(&request.id).await?.metrics()?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
     }

@@ -59,6 +59,7 @@ struct Spec {
 }
 
 /// Answers with the address of the group's shim. The working directory is the bundle.
+#[inline(never)]
 pub(super) fn start(args: &Args) -> Result<Vec<u8>, Error> {
     close_inherited().map_err(io_error("close inherited files"))?;
     // The daemon reads it too; here a mistake in it still reaches the user.

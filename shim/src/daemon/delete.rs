@@ -27,6 +27,7 @@ struct Bootstrap {
 }
 
 /// Cleans up, and answers how the task has ended.
+#[inline(never)]
 pub(super) fn delete(args: &Args) -> Result<Vec<u8>, Error> {
     let config = Config::load()?;
     let socket = match address(&args.bundle) {

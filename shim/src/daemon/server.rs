@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ fn system(op: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
 }
 
 /// Serves until the last task and the sandbox are gone.
+#[inline(never)]
 pub(super) fn serve(args: &Args) -> Result<(), Error> {
     memory::keep_one_arena();
     let listener = take_listener()?;
@@ -69,8 +70,24 @@ pub(super) fn serve(args: &Args) -> Result<(), Error> {
     prefer_containers_when_memory_is_short();
     let config = Arc::new(Config::load()?);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().max_io_events_per_tick(IO_EVENTS).build();
-    runtime.map_err(io_error("start the event loop"))?.block_on(run(args, config, listener, path))
+    runtime
+        .enable_io()
+        .enable_time()
+        .max_io_events_per_tick(IO_EVENTS)
+        .on_thread_park(memory::before_waiting);
+    let runtime = runtime.build().map_err(io_error("start the event loop"))?;
+    runtime.block_on(work(args, config, listener, path))
+}
+
+/// On the heap, and made in a frame of its own: the event loop would have it on the stack twice, 2 kB each.
+#[inline(never)]
+fn work(
+    args: &Args,
+    config: Arc<Config>,
+    listener: StdUnixListener,
+    path: PathBuf,
+) -> Pin<Box<dyn Future<Output = Result<(), Error>> + '_>> {
+    Box::pin(run(args, config, listener, path))
 }
 
 /// `start` has put the listener where standard input was.

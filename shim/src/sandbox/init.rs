@@ -22,6 +22,7 @@ use super::Error;
 use super::confine::{confine, empty_root};
 use crate::entry::{self, standard_input};
 use crate::error::chain;
+use crate::memory;
 
 /// What process 1 says when it can do no harm any more.
 pub(super) const READY: &str = "ready";
@@ -97,6 +98,7 @@ pub(super) fn reap_until_end() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None)?;
     let watched = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM]);
     let signals = SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    memory::give_back_stack();
     loop {
         let mut fds = [
             PollFd::new(standard_input(), PollFlags::POLLIN),

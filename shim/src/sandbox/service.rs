@@ -199,6 +199,7 @@ impl sandbox_async::Sandbox for Server {
         request: SandboxMetricsRequest,
     ) -> Result<SandboxMetricsResponse> {
         self.check(&request.sandbox_id)?;
+        memory::give_back_stack_soon();
         let cgroup = self.0.instance().as_ref().and_then(|instance| Some(instance.cgroup()?.pod.clone()));
         let counted = cgroup.and_then(|pod| {
             let counted = self.2.read_at(&pod);
