@@ -537,6 +537,23 @@ async fn the_parent_of_the_sandboxs_cgroup_holds_no_process() {
     pod.assert_gone();
 }
 
+/// CreateSandbox does not wait for it.
+#[tokio::test]
+async fn a_cgroup_that_cannot_be_made_is_told_at_the_start() {
+    let mut pod = Pod::new();
+    // A line of /proc/PID/cgroup has to stay one (`cgroup_mkdir` in kernel/cgroup/cgroup.c).
+    pod.cgroup.push_str("/two\nlines");
+    let client = connect(&pod.start()).await;
+    client.create_sandbox(ctx(), &pod.create_own_net(1)).await.unwrap();
+    let request = api::StartSandboxRequest { sandbox_id: pod.id.clone(), ..Default::default() };
+    let (_, message) = code(client.start_sandbox(ctx(), &request).await);
+    assert!(message.contains("create cgroup") && message.contains("os error 22"), "{message}");
+    code(client.start_sandbox(ctx(), &request).await);
+    // As containerd does then.
+    shutdown(&client, &pod).await;
+    pod.assert_gone();
+}
+
 #[tokio::test]
 async fn the_simple_questions_are_answered() {
     let pod = Pod::new();

@@ -132,11 +132,14 @@ impl Cgroup {
     }
 
     /// Makes what is missing.
-    fn make(&self, hierarchies: &Hierarchies) -> Result<(), Error> {
-        self.leaves.iter().zip(&hierarchies.0).try_for_each(|(leaf, one)| {
-            make(leaf)?;
-            if one.cpuset { inherit_cpuset(leaf) } else { Ok(()) }
-        })
+    fn make(&self) -> Result<(), Error> {
+        self.leaves.iter().try_for_each(|leaf| make(leaf))
+    }
+
+    /// Lets processes in where the kernel would let nobody in; what cannot be done is returned.
+    fn open(&self, hierarchies: &Hierarchies) -> Option<Error> {
+        let cpusets = self.leaves.iter().zip(&hierarchies.0).filter(|(_, one)| one.cpuset);
+        cpusets.map(|(leaf, _)| leaf).find_map(|leaf| inherit_cpuset(leaf).err())
     }
 
     /// Puts processes in; all that cannot be done is returned.
@@ -170,39 +173,45 @@ impl Cgroup {
 #[derive(Debug)]
 pub(super) struct Move {
     thread: Option<JoinHandle<Vec<Error>>>,
+    /// Into a cgroup: whether there is one, until it is known that there is.
+    made: Option<Receiver<Result<(), Error>>>,
     /// Closed when the thread has nothing left to do.
     ending: Option<oneshot::Receiver<()>>,
     errors: Vec<Error>,
 }
 
-/// What is left to say to a [`Move`] into a cgroup. Without it nobody is moved.
-pub(super) struct Entrance {
-    made: Receiver<Result<(), Error>>,
-    members: SyncSender<Vec<u32>>,
-}
-
-impl Entrance {
-    /// Waits until the cgroup is there, and has these processes moved into it.
-    ///
-    /// # Errors
-    /// If the cgroup cannot be made.
-    pub(super) fn admit(self, pids: Vec<u32>) -> Result<(), Error> {
-        let failed = |source| Error::Io { op: "make the cgroup", source };
-        self.made.recv().map_err(|err| failed(io::Error::other(err)))??;
-        self.members.send(pids).map_err(|err| failed(io::Error::other(err)))
-    }
-}
+/// The processes that are to move into the cgroup, once. Without them nobody is moved.
+pub(super) type Entrance = SyncSender<Vec<u32>>;
 
 impl Move {
-    /// Into a cgroup, which is made at once, beside all else that a pod needs: version 1 has a dozen hierarchies, of 50 µs each.
+    /// Into a cgroup, which is made at once, beside all else that a pod needs: version 1 has a dozen hierarchies, of 50 µs each. Nobody
+    /// waits for its cpuset, for which the kernel goes through all cpusets of the node: up to a millisecond
+    /// (`rebuild_sched_domains_locked` in kernel/cgroup/cpuset.c).
     pub(super) fn into(cgroup: Cgroup, hierarchies: Arc<Hierarchies>) -> Result<(Move, Entrance), Error> {
         let (tell, made) = sync_channel(1);
         let (members, of_pod) = sync_channel::<Vec<u32>>(1);
-        let enter = move || match tell.send(cgroup.make(&hierarchies)) {
-            Ok(()) => of_pod.recv().map_or_else(|_undone| Vec::new(), |pids| cgroup.join(&pids)),
-            Err(_undone) => Vec::new(),
+        let enter = move || {
+            let made = cgroup.make();
+            let is_made = made.is_ok();
+            if tell.send(made).is_err() || !is_made {
+                return Vec::new();
+            }
+            let shut = cgroup.open(&hierarchies);
+            let joined = of_pod.recv().map_or_else(|_undone| Vec::new(), |pids| cgroup.join(&pids));
+            shut.into_iter().chain(joined).collect()
         };
-        Ok((Move::start(enter)?, Entrance { made, members }))
+        Ok((Move { made: Some(made), ..Move::start(enter)? }, members))
+    }
+
+    /// Waits until the cgroup is there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(super) fn made(&mut self) -> Result<(), Error> {
+        let Some(made) = &self.made else { return Ok(()) };
+        made.recv().map_err(|err| Error::Io { op: "make the cgroup", source: io::Error::other(err) })??;
+        self.made = None;
+        Ok(())
     }
 
     pub(super) fn start(work: impl FnOnce() -> Vec<Error> + Send + 'static) -> Result<Move, Error> {
@@ -215,7 +224,7 @@ impl Move {
         let thread = std::thread::Builder::new().name("cgroup".into()).spawn(work);
         let thread =
             thread.map_err(|source| Error::Io { op: "start a thread to change the cgroup", source })?;
-        Ok(Move { thread: Some(thread), ending: Some(ending), errors: Vec::new() })
+        Ok(Move { thread: Some(thread), made: None, ending: Some(ending), errors: Vec::new() })
     }
 
     /// Once: what to wait for before [`Move::free_thread`].

@@ -154,8 +154,11 @@ impl Instance {
         };
         let init_pid = self.init.as_ref().map(|init| init.process.pid);
         let pids = [Some(std::process::id()), init_pid].into_iter().flatten().collect();
-        // The last step: nobody waits for the move itself.
-        entrance.map_or(Ok(()), |entrance| entrance.admit(pids))?;
+        if let Some(entrance) = entrance
+            && entrance.send(pids).is_err()
+        {
+            log::debug!("there is no cgroup to move into");
+        }
         Ok(init)
     }
 
@@ -187,6 +190,15 @@ impl Instance {
         let (moving, entrance) = Move::into(cgroup, Arc::clone(&self.hierarchies))?;
         self.moving = Some(moving);
         Ok(Some(entrance))
+    }
+
+    /// Waits until the cgroup is there, for which [`Instance::create`] does not wait: its client comes back only to start the sandbox.
+    /// Nobody waits for the move itself.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(super) fn await_cgroup(&mut self) -> Result<(), Error> {
+        self.moving.as_mut().map_or(Ok(()), Move::made)
     }
 
     /// The change of cgroups that is under way.

@@ -103,6 +103,7 @@ impl sandbox_async::Sandbox for Server {
         let mut instance = self.0.instance();
         let instance = instance.as_mut().filter(|_| self.0.end.borrow().is_none());
         let instance = instance.ok_or_else(|| reply(&Error::NotRunning(request.sandbox_id)))?;
+        instance.await_cgroup().map_err(|err| reply(&err))?;
         instance.started = true;
         let facts = instance.facts();
         let spec =
