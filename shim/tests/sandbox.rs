@@ -654,7 +654,10 @@ async fn the_pods_counters_come_from_files_that_stay_open() {
         let request = api::SandboxMetricsRequest { sandbox_id: pod.id.clone(), ..Default::default() };
         client.sandbox_metrics(ctx(), &request).await.unwrap().metrics
     };
-    until("the sandbox is in its cgroup", || files().is_empty());
+    // The files that the move itself writes to come and go.
+    let moved =
+        |folder: &PathBuf| fs::read_to_string(folder.join("cgroup.procs")).unwrap() == format!("{daemon}\n");
+    until("the sandbox is in its cgroups", || pod.cgroups().iter().all(moved) && files().is_empty());
     assert!(!metrics().await.data.value.is_empty());
     let open = files();
     assert!((10..=48).contains(&open.len()), "{open:?}");
