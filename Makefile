@@ -77,10 +77,11 @@ test: build tools lint ## all tests, as root, on the real kernel and the real co
 	  exec cargo test -p weft-shim --features failpoints --test task' 2>&1 | tee -a $(CACHE)/test.log
 	@# The fuzz targets, a minute each.
 	fuzz/run.sh 60 2>&1 | tee -a $(CACHE)/test.log
-	@# Chosen tests with cgroup v2, on another kernel, and those of the network on two more. A VM keeps one CPU busy.
-	@# Nothing is built while one runs.
+	@# Of the tests that `test-vm` has, a short list with cgroup v2 on another kernel, and one of the network on three. A VM keeps one
+	@# CPU busy. Nothing is built while one runs.
 	WEFT_BIN_DIR=$(RELEASE) WEFT_TOOLS_DIR=$$(conformance/tools/build.sh) && export WEFT_BIN_DIR WEFT_TOOLS_DIR && \
-	  printf '%s\n' 6.1 '6.12 network' 'newest network' | xargs -P 2 -I KERNEL sh -c 'exec conformance/vm/run.sh KERNEL'
+	  printf '%s\n' '6.1 short' '6.1 network' '6.12 network' 'newest network' | \
+	  xargs -P 2 -I KERNEL sh -c 'exec conformance/vm/run.sh KERNEL'
 	@awk '/^test result:/ { p += $$4; f += $$6; s += $$8 } END { printf "%d passed, %d failed, %d skipped\n", p, f, s }' $(CACHE)/test.log
 
 soak: build tools ## pods made, used, killed and removed for 30 minutes, beside the reference; of this `make test` does 3

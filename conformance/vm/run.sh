@@ -1,8 +1,8 @@
 #!/bin/bash
-# run.sh 6.1|6.12|newest [network | PACKAGE TARGET [ARGUMENT]...]: boots that kernel of Debian's under qemu, without KVM, and runs
-# test binaries in it: those that the file `tests` lists for the kernel, of these only those about the network, or the one that is
-# named. Wants WEFT_BIN_DIR, WEFT_TOOLS_DIR and CARGO_TARGET_DIR, and that nothing is built there meanwhile: the VM reads the
-# machine's own files. One line per test; the exit status says whether all passed. WEFT_CACHE/vm/VERSION.log keeps what the VM
+# run.sh 6.1|6.12|newest [network | short | PACKAGE TARGET [ARGUMENT]...]: boots that kernel of Debian's under qemu, without KVM, and
+# runs test binaries in it: those that the file `tests` lists for the kernel, a part of these that it names, or the one that is
+# named here. Wants WEFT_BIN_DIR, WEFT_TOOLS_DIR and CARGO_TARGET_DIR, and that nothing is built there meanwhile: the VM reads the
+# machine's own files. One line per test; the exit status says whether all passed. A log below WEFT_CACHE/vm keeps what the VM
 # printed.
 set -euo pipefail
 
@@ -11,8 +11,8 @@ shift
 here=$(dirname "$(readlink -f "$0")")
 root=$(readlink -f "$here/../..")
 cache=${WEFT_CACHE:-$HOME/.cache/weft}
-limit=${WEFT_VM_LIMIT:-1500} # seconds, of the whole VM
-log=$cache/vm/$version.log
+limit=${WEFT_VM_LIMIT:-2400} # seconds, of the whole VM
+log=$cache/vm/$version${1:+-$1}.log
 read -r vmlinuz initrd modules < <("$here/kernel.sh" "$version" | tail -n 1)
 job=$(mktemp "$cache/vm/job-XXXXXX")
 trap 'rm -f "$job"' EXIT
@@ -24,8 +24,8 @@ built=$(cd "$root" && cargo test --no-run --workspace --features weft-shim/failp
 
 lines() { # the chosen tests: PACKAGE TARGET [ARGUMENT]...
   case ${1:-} in
-    "") awk -v kernel="$version" '$1 ~ "^(all|network)$" || ("," $1 ",") ~ ("," kernel ",") { $1 = ""; print }' "$here/tests" ;;
-    network) awk '$1 == "network" { $1 = ""; print }' "$here/tests" ;;
+    "") awk -v kernel="$version" '$1 == "all" || ("," $1 ",") ~ ("," kernel ",") { $1 = ""; print }' "$here/tests" ;;
+    network | short) awk -v list="$1" '$1 == list { $1 = ""; print }' "$here/tests" ;;
     *) echo "$@" ;;
   esac
 }
