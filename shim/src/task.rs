@@ -114,6 +114,11 @@ impl Tasks {
         self.containers().is_empty()
     }
 
+    /// Whether containerd has removed the bundles of all of them, and none is being made.
+    pub(crate) fn are_forgotten(&self) -> bool {
+        self.containers().values().all(|one| one.as_ref().is_some_and(|container| !container.bundle.exists()))
+    }
+
     /// Kills all containers and waits until they are dead, each at most ten seconds. They are not deleted.
     pub(crate) async fn kill_all(&self) {
         let all = self.all();

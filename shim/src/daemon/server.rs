@@ -144,22 +144,32 @@ async fn run(
         .register_service(not_served());
     server.start().await.map_err(|source| Error::Serve { op: "serve", source })?;
     let nothing_left = || tasks.is_empty() && !sandbox.is_live();
+    let is_forgotten = || if sandbox.is_live() { sandbox.is_forgotten() } else { tasks.are_forgotten() };
     tokio::select! {
-        ended = until_idle(&idle, &peers, nothing_left, || sandbox.is_forgotten()) => ended?,
+        ended = until_idle(&idle, &peers, nothing_left, is_forgotten) => ended?,
         () = end_lost_input(&peers, &tasks) => {}
     }
-    if sandbox.is_live() {
-        log::warn!("the pod's bundle has gone, and nobody is connected: the pod ends");
-        if let Err(err) = sandbox.shutdown(&tasks).await {
-            log::error!("{}", chain(&err));
-        }
-    }
+    end_what_is_forgotten(&sandbox, &tasks).await;
     events.flush(FLUSH).await;
     socket::remove(&path).map_err(io_error("remove the socket"))?;
     if timeout(FAREWELL, peers.closed()).await.is_err() {
         log::debug!("clients are still connected");
     }
     server.shutdown().await.map_err(|source| Error::Serve { op: "close the connections", source })
+}
+
+/// What still lives has lost its bundle, or a `delete` that found no answer has taken it down from the outside.
+async fn end_what_is_forgotten(sandbox: &Sandbox, tasks: &Tasks) {
+    if sandbox.is_live() {
+        log::warn!("the pod's bundle has gone, and nobody is connected: the pod ends");
+        if let Err(err) = sandbox.shutdown(tasks).await {
+            log::error!("{}", chain(&err));
+        }
+    } else if !tasks.is_empty() {
+        log::warn!("the containers' bundles have gone, and nobody is connected: they end");
+        tasks.kill_all().await;
+        tasks.delete_all().await;
+    }
 }
 
 /// ttrpc 0.10 answers `INVALID_ARGUMENT` for a service that it does not know, and has no place for a default one; Go's
@@ -174,7 +184,8 @@ fn not_served() -> HashMap<String, Service> {
 ///
 /// A containerd whose client has gone away kills `start`, or reads its answer no more, and does not run `delete`
 /// (`startShim` in core/runtime/v2/shim_manager.go): then nobody ever connects. And containerd 2.0 forgets its sandboxes
-/// when it starts again, and removes their bundles: then nobody connects any more.
+/// when it starts again, and removes their bundles: then nobody connects any more. Nor does anybody after a `delete` that
+/// this daemon was too busy to answer ([`super::given_up`]).
 async fn until_idle(
     idle: &Notify,
     peers: &Peers,

@@ -677,6 +677,41 @@ async fn delete_ends_a_container_that_containerd_gave_up() {
     until("the shim ends with its last container", || process.try_wait().unwrap().is_some()).await;
 }
 
+fn run(program: &str, args: &[&str]) {
+    assert!(std::process::Command::new(program).args(args).status().unwrap().success(), "{program} {args:?}");
+}
+
+/// As after a `delete` that the shim was too busy to answer: it took the container down from the outside, and containerd removed
+/// the bundle.
+#[tokio::test]
+async fn a_shim_whose_bundles_have_gone_ends_when_nobody_is_connected() {
+    let mut shim = Shim::new().await;
+    let (ended, running) = (shim.bundle("ended", "sleep 1000"), shim.bundle("running", "sleep 1000"));
+    shim.run(&ended).await;
+    shim.run(&running).await;
+    let pids = [shim.state(&ended, "").await.unwrap().pid, shim.state(&running, "").await.unwrap().pid];
+    let nobody = shim.dir.path().join("nobody");
+    let _listener = std::os::unix::net::UnixListener::bind(&nobody).unwrap();
+    shim.task = connect(&nobody).await;
+    let daemon = shim.process.id().to_string();
+    run("kill", &["-s", "STOP", &daemon]);
+    assert_eq!(shim.cleanup(&ended), format!("{} 137", pids[0]));
+    run("kill", &["-s", "CONT", &daemon]);
+    // As containerd does before it removes a bundle (`UnmountRecursive`).
+    run("umount", &["--lazy", running.path.join("rootfs").to_str().unwrap()]);
+    for bundle in [&ended, &running] {
+        std::fs::remove_dir_all(&bundle.path).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60) * slowness();
+    while shim.process.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it waits for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+}
+
 /// containerd removes the containers first; one that it has lost sight of must not keep the daemon for ever.
 #[tokio::test]
 async fn a_sandbox_takes_its_containers_along() {
