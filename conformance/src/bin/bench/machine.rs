@@ -2,10 +2,18 @@
 
 use std::fs;
 use std::process::Command;
-use std::thread::available_parallelism;
-use std::time::Instant;
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
 
 use weft_conformance::run;
+
+/// The part of the processors' time that the hypervisor may keep before it is in the figures.
+pub(crate) const QUIET: f64 = 0.02;
+/// How long all processors are kept busy to see it: the hypervisor takes nothing from those that idle. A part of [`QUIET`] is four
+/// ticks of each.
+const PROBE: Duration = Duration::from_secs(2);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(20);
 
 /// What `conformance/tools/build.sh` builds.
 const PINNED: &str = include_str!("../../../tools/go.mod");
@@ -71,7 +79,7 @@ pub(crate) struct Time {
     all: u64,
     idle: u64,
     stolen: u64,
-    at: Instant,
+    pub(crate) at: Instant,
 }
 
 impl Time {
@@ -94,12 +102,42 @@ impl Time {
     /// A line of the list: how the processors were shared meanwhile.
     pub(crate) fn describe_since(&self) -> String {
         let now = Self::now();
-        let part = |ticks: u64| ticks as f64 / (now.all - self.all).max(1) as f64 * 100.0;
         format!(
             "- The run: {:.0} s, in which the processors were idle for {:.1} % of the time, and the hypervisor kept {:.2} % (steal)\n",
             self.at.elapsed().as_secs_f64(),
-            part(now.idle - self.idle),
-            part(now.stolen - self.stolen)
+            self.part(&now, now.idle - self.idle) * 100.0,
+            self.stolen_since() * 100.0
         )
     }
+
+    /// The hypervisor's part of the processors' time since then.
+    pub(crate) fn stolen_since(&self) -> f64 {
+        let now = Self::now();
+        self.part(&now, now.stolen - self.stolen)
+    }
+
+    fn part(&self, now: &Self, ticks: u64) -> f64 {
+        ticks as f64 / (now.all - self.all).max(1) as f64
+    }
+}
+
+/// Waits until the hypervisor leaves the processors to those who work; no longer than `patience`, of which it takes what that took.
+pub(crate) fn await_quiet(patience: &mut Duration) {
+    while stolen_while_busy() > QUIET
+        && let Some(left) = patience.checked_sub(PAUSE + PROBE)
+    {
+        thread::park_timeout(PAUSE);
+        *patience = left;
+    }
+}
+
+fn stolen_while_busy() -> f64 {
+    let begin = Time::now();
+    let cores = available_parallelism().expect("count the processors").get();
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| while begin.at.elapsed() < PROBE {});
+        }
+    });
+    begin.stolen_since()
 }

@@ -42,6 +42,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use weft_conformance::{Node, NodeSpec, Pod, PodSpec, Subject};
 
@@ -55,9 +56,12 @@ and pid namespaces of their own, with an address of either IP version per pod.
 
 Of each figure that is judged 400 are made of samples drawn anew from those of the run, and 95 of 100 lie between its bounds, which are
 printed behind a ratio where the table names no other spread. A goal between them is open: the run does not tell whether it is reached. What
-the machine does to a whole run is not in them.
+the machine does to a whole table is not in them. So each waits until the hypervisor leaves the processors alone, and is measured anew when it
+did not meanwhile; what it kept of their time is below the table.
 ";
 
+/// What a run may take longer for a hypervisor that gives the processors to others.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Calls at a time while pods come and go that are not timed.
 const PARALLEL: usize = 8;
 /// Where charts are, as seen from the page.
@@ -133,10 +137,12 @@ fn measure(wanted: &[&str]) -> Page {
     println!("{head}");
     let nodes = Nodes { weft: weft_node(&[]), reference: Node::start(Subject::Reference) };
     let (mut tables, mut charts) = (String::new(), Vec::new());
+    let mut patience = PATIENCE;
     for (name, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
-        let table = measure(&nodes);
-        println!("{table}");
-        tables += &format!("\n{table}\n![The table as a chart]({CHARTS}/{name}.svg)\n");
+        let (table, stolen) = quietest(*measure, &nodes, &mut patience);
+        let stolen = format!("The hypervisor kept {:.1} % of the time.\n", stolen * 100.0);
+        println!("{table}\n{stolen}");
+        tables += &format!("\n{table}\n{stolen}\n![The table as a chart]({CHARTS}/{name}.svg)\n");
         charts.push((*name, chart::svg(&table)));
     }
     nodes.reference.finish();
@@ -144,6 +150,29 @@ fn measure(wanted: &[&str]) -> Page {
     let taken = begin.describe_since();
     println!("{taken}");
     Page { text: format!("{head}{taken}{tables}"), charts }
+}
+
+/// The table, and the hypervisor's part of the processors' time. Of several, the one of which it kept least: what a table says is no
+/// reason to measure it again.
+fn quietest(measure: Measurement, nodes: &Nodes, patience: &mut Duration) -> (Table, f64) {
+    let attempt = |patience: &mut Duration| {
+        machine::await_quiet(patience);
+        let begin = machine::Time::now();
+        let table = measure(nodes);
+        (begin.stolen_since(), table, begin.at.elapsed())
+    };
+    let (mut least, mut best, mut took) = attempt(patience);
+    while least > machine::QUIET
+        && let Some(left) = patience.checked_sub(took)
+    {
+        *patience = left;
+        let (stolen, table, again) = attempt(patience);
+        took = again;
+        if stolen < least {
+            (least, best) = (stolen, table);
+        }
+    }
+    (best, least)
 }
 
 /// weft's state is on /run, as by default: leases are synced, which a disk makes slow. runc's and the reference's are there as well.
