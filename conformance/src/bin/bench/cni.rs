@@ -73,7 +73,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
          does it by rtnetlink on tokio's runtime of one thread, made with glibc as most programs are, and once more with weft's C library \
          (musl, if it could be had); the other by the crate that weft does it by.",
         BLOCKS * BLOCK,
-        first[0]
+        nodes.first_add.get_or_init(|| first[0])
     );
     let mut table = Table::of_durations("CNI", text);
     for ((operation, least), samples) in OPERATIONS.iter().zip(&bare) {

@@ -38,6 +38,7 @@ mod traffic;
 mod uplink;
 mod waits;
 
+use std::cell::OnceCell;
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -71,6 +72,8 @@ const CHARTS: &str = "benchmarks";
 struct Nodes {
     weft: Node,
     reference: Node,
+    /// Of weft's first ADD, which loads its programs, in ms: a table that is measured again finds them loaded.
+    first_add: OnceCell<f64>,
 }
 
 impl Nodes {
@@ -135,7 +138,11 @@ fn measure(wanted: &[&str]) -> Page {
     }
     let (head, begin) = (format!("{INTRODUCTION}\n{}", machine::describe()), machine::Time::now());
     println!("{head}");
-    let nodes = Nodes { weft: weft_node(&[]), reference: Node::start(Subject::Reference) };
+    let nodes = Nodes {
+        weft: weft_node(&[]),
+        reference: Node::start(Subject::Reference),
+        first_add: OnceCell::new(),
+    };
     let (mut tables, mut charts) = (String::new(), Vec::new());
     let mut patience = PATIENCE;
     for (name, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
