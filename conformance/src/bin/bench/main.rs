@@ -62,7 +62,7 @@ did not meanwhile; what it kept of their time is below the table.
 ";
 
 /// What a run may take longer for a hypervisor that gives the processors to others.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// Calls at a time while pods come and go that are not timed.
 const PARALLEL: usize = 8;
 /// Where charts are, as seen from the page.
