@@ -2,6 +2,7 @@
 //!
 //! [`Shim::start`] alone knows how a shim process is started.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -77,9 +78,20 @@ pub(crate) fn oci_runtime() -> String {
     std::env::var("WEFT_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
 }
 
+/// Runs a program, which must succeed.
+pub(crate) fn run(program: &str, args: &[&OsStr]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program}: {output:?}");
+}
+
 /// Polls until `state` holds.
-pub(crate) async fn until(what: &str, mut state: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10) * slowness();
+pub(crate) async fn until(what: &str, state: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(10), what, state).await;
+}
+
+/// The same, for what takes longer: `limit` is multiplied by [`slowness`].
+pub(crate) async fn until_within(limit: Duration, what: &str, mut state: impl FnMut() -> bool) {
+    let end = Instant::now() + limit * slowness();
     while !state() {
         assert!(Instant::now() < end, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -677,10 +677,6 @@ async fn delete_ends_a_container_that_containerd_gave_up() {
     until("the shim ends with its last container", || process.try_wait().unwrap().is_some()).await;
 }
 
-fn run(program: &str, args: &[&str]) {
-    assert!(std::process::Command::new(program).args(args).status().unwrap().success(), "{program} {args:?}");
-}
-
 /// As after a `delete` that the shim was too busy to answer: it took the container down from the outside, and containerd removed
 /// the bundle.
 #[tokio::test]
@@ -693,20 +689,18 @@ async fn a_shim_whose_bundles_have_gone_ends_when_nobody_is_connected() {
     let nobody = shim.dir.path().join("nobody");
     let _listener = std::os::unix::net::UnixListener::bind(&nobody).unwrap();
     shim.task = connect(&nobody).await;
+    std::fs::write(ended.path.join("address"), format!("unix://{}", shim.socket().display())).unwrap();
     let daemon = shim.process.id().to_string();
-    run("kill", &["-s", "STOP", &daemon]);
+    run("kill", &["-s".as_ref(), "STOP".as_ref(), daemon.as_ref()]);
     assert_eq!(shim.cleanup(&ended), format!("{} 137", pids[0]));
-    run("kill", &["-s", "CONT", &daemon]);
+    run("kill", &["-s".as_ref(), "CONT".as_ref(), daemon.as_ref()]);
     // As containerd does before it removes a bundle (`UnmountRecursive`).
-    run("umount", &["--lazy", running.path.join("rootfs").to_str().unwrap()]);
+    run("umount", &["--lazy".as_ref(), running.path.join("rootfs").as_ref()]);
     for bundle in [&ended, &running] {
         std::fs::remove_dir_all(&bundle.path).unwrap();
     }
-    let deadline = Instant::now() + Duration::from_secs(60) * slowness();
-    while shim.process.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "it waits for ever");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let process = &mut shim.process;
+    until_within(Duration::from_secs(60), "the shim ends", || process.try_wait().unwrap().is_some()).await;
     for pid in pids {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     }

@@ -17,14 +17,10 @@ impl Disk {
     fn new(shim: &Shim) -> Disk {
         let (file, disk) = (shim.dir.path().join("disk.ext4"), shim.dir.path().join("disk"));
         fs::create_dir(&disk).unwrap();
-        let command = |program: &str, args: &[&std::ffi::OsStr]| {
-            let output = std::process::Command::new(program).args(args).output().unwrap();
-            assert!(output.status.success(), "{output:?}");
-        };
-        command("mkfs.ext4", &["-q".as_ref(), file.as_ref(), "64M".as_ref()]);
-        command("mount", &["-o".as_ref(), "loop".as_ref(), file.as_ref(), disk.as_ref()]);
+        run("mkfs.ext4", &["-q".as_ref(), file.as_ref(), "64M".as_ref()]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), file.as_ref(), disk.as_ref()]);
         let disk = Disk(disk);
-        command("cp", &["-a".as_ref(), shim.dir.path().join("image").as_ref(), disk.0.as_ref()]);
+        run("cp", &["-a".as_ref(), shim.dir.path().join("image").as_ref(), disk.0.as_ref()]);
         disk
     }
 }
