@@ -106,7 +106,7 @@ impl Time {
             "- The run: {:.0} s, in which the processors were idle for {:.1} % of the time, and the hypervisor kept {:.2} % (steal)\n",
             self.at.elapsed().as_secs_f64(),
             self.part(&now, now.idle - self.idle) * 100.0,
-            self.stolen_since() * 100.0
+            self.part(&now, now.stolen - self.stolen) * 100.0
         )
     }
 
