@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio as Descriptor;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid};
@@ -20,6 +20,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::sleep;
 
 use super::TaskContext;
 use super::copies::{self, Copies, Left, Sink, spawn_input};
@@ -27,6 +28,10 @@ use super::logging::{self, Logger, Outputs};
 use super::process::Process;
 use super::target::{self, Target};
 use crate::oci::Descriptors;
+
+/// How long a client may take to open its end of an output fifo, and the time between two looks.
+const COMING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What a client wants connected; an empty path is the null device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +61,14 @@ pub(crate) enum Error {
         /// The path.
         path: PathBuf,
         /// The system's answer.
+        source: io::Error,
+    },
+    /// Nobody reads the fifo.
+    #[error("open stdio {} for writing: it has had no reader for {COMING:?}", path.display())]
+    Unread {
+        /// The path.
+        path: PathBuf,
+        /// `ENXIO`.
         source: io::Error,
     },
     /// A pipe cannot be made or handed to its owner.
@@ -102,7 +115,7 @@ struct Input {
 }
 
 impl Opened {
-    /// Opens what the client wants connected to `process`; nothing here waits for a client, only for a logging binary.
+    /// Opens what the client wants connected to `process`, once the client has its ends of the output open.
     pub(crate) async fn new(process: &Process, context: &TaskContext) -> Result<Opened, Error> {
         let paths = &process.paths;
         let stdin = open_input(&paths.stdin)?;
@@ -111,10 +124,10 @@ impl Opened {
             let (logger, ends) = Logger::start(&binary, context, &process.id).await?;
             return Ok(Opened { stdin, output: Output::Logged(logger, ends) });
         }
-        let stdout = open_sink(&paths.stdout, stdout)?;
+        let stdout = open_sink(&paths.stdout, stdout).await?;
         let stderr = match paths.terminal {
             true => Sink::Null,
-            false => open_sink(&paths.stderr, Target::parse(&paths.stderr)?)?,
+            false => open_sink(&paths.stderr, Target::parse(&paths.stderr)?).await?,
         };
         Ok(Opened { stdin, output: Output::Copied { stdout, stderr } })
     }
@@ -278,7 +291,7 @@ fn open_input(address: &str) -> Result<Option<Input>, Error> {
     Ok(Some(Input { fifo, held }))
 }
 
-fn open_sink(address: &str, target: Target) -> Result<Sink, Error> {
+async fn open_sink(address: &str, target: Target) -> Result<Sink, Error> {
     let (path, create) = match target {
         Target::Null => return Ok(Sink::Null),
         Target::Path(path) => (path, false),
@@ -293,8 +306,29 @@ fn open_sink(address: &str, target: Target) -> Result<Sink, Error> {
         let file = File::options().append(true).create(create).open(&path);
         return file.map(Sink::File).map_err(failed);
     }
+    let until_opened = once_read(&path).await?;
     let fifo = nonblocking().read(true).write(true).open(&path).map_err(failed)?;
+    drop(until_opened);
     Ok(Sink::Stream(Arc::new(register(fifo.into(), Interest::WRITABLE).map_err(failed)?)))
+}
+
+/// A writing end of a fifo, once somebody has it open for reading: before that there is none (`ENXIO`, fifo(7)), which
+/// after [`COMING`] is the error. containerd opens its end in a thread of its own, which on a busy node may come to open(2) when
+/// the process has ended; it would then wait for another writer for ever, and whoever asked for the output with it
+/// (`openFifo` in containerd/fifo, `drainExecSyncIO` in internal/cri/server/container_execsync.go). runc's shim waits
+/// too, without an end (`copyPipes` in cmd/containerd-shim-runc-v2/process/io.go).
+async fn once_read(path: &Path) -> Result<File, Error> {
+    let end = Instant::now() + COMING;
+    loop {
+        match nonblocking().write(true).open(path) {
+            Err(source) if source.raw_os_error() != Some(libc::ENXIO) => {
+                return Err(Error::Open { path: path.into(), source });
+            }
+            Err(source) if Instant::now() > end => return Err(Error::Unread { path: path.into(), source }),
+            Err(_) => sleep(PAUSE).await,
+            Ok(file) => return Ok(file),
+        }
+    }
 }
 
 fn nonblocking() -> std::fs::OpenOptions {

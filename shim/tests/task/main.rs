@@ -146,8 +146,10 @@ async fn the_end_is_told_when_the_output_is_read_or_a_moment_later() {
     let shim = Shim::new().await;
     let bundle = shim.bundle("unread", "echo left");
     let stdout = bundle.fifo("stdout");
+    let gone = opened(&stdout);
     let request = CreateTaskRequest { stdout: stdout.clone(), ..shim.create_request(&bundle) };
     shim.task.create(context(), &request).await.unwrap();
+    drop(gone.await.unwrap());
     shim.start_task(&bundle, "").await.unwrap();
     assert_eq!(shim.wait(&bundle, "").await.unwrap(), 0);
     let told_within = async || {
@@ -227,6 +229,61 @@ async fn input_ends_with_close_io_and_not_before() {
     assert_eq!(text(output.await.unwrap()), "one\ntwo\nthree\nend\n");
 }
 
+/// Opens a fifo for reading, in a thread of its own as containerd does.
+fn opened(fifo: &str) -> tokio::task::JoinHandle<File> {
+    let fifo = fifo.to_owned();
+    tokio::task::spawn_blocking(move || File::open(fifo).unwrap())
+}
+
+/// A thread of containerd that came to its open(2) when an exec had ended waited there for ever, and `ExecSync` with it.
+#[tokio::test]
+async fn a_reader_that_comes_late_is_waited_for() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("late", "sleep 1000");
+    shim.run(&bundle).await;
+    let (stdout, stderr) = (bundle.fifo("late-out"), bundle.fifo("late-err"));
+    let request = ExecProcessRequest {
+        stdout: stdout.clone(),
+        stderr: stderr.clone(),
+        ..exec_request(&bundle, "late", "echo said")
+    };
+    shim.task.exec(context(), &request).await.unwrap();
+    let mut read = Vec::new();
+    let (early, start) = {
+        let mut start = std::pin::pin!(shim.start_task(&bundle, "late"));
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut start).await.is_ok();
+        read.push(opened(&stdout));
+        let half = tokio::time::timeout(Duration::from_millis(200), &mut start).await.is_ok();
+        read.push(opened(&stderr));
+        (early || half, start.await)
+    };
+    assert!(!early, "started before both are open");
+    start.unwrap();
+    assert_eq!(shim.wait(&bundle, "late").await.unwrap(), 0);
+    let mut said = Vec::new();
+    for reader in read {
+        said.push(std::io::read_to_string(reader.await.unwrap()).unwrap());
+    }
+    assert_eq!(said, ["said\n", ""]);
+    shim.delete(&bundle, "late").await.unwrap();
+    shim.kill(&bundle, "", 9, false).await.unwrap();
+    shim.wait(&bundle, "").await.unwrap();
+    shim.delete(&bundle, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_output_that_nobody_opens_is_an_error() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("unopened", "echo lost");
+    let stdout = bundle.fifo("stdout");
+    let before = shim.holdings();
+    let request = CreateTaskRequest { stdout: stdout.clone(), ..shim.create_request(&bundle) };
+    let (_, said) = refusal(shim.task.create(context(), &request).await);
+    assert!(said.contains(&stdout) && said.contains("it has had no reader for 10s"), "{said}");
+    assert_eq!(shim.holdings(), before);
+    assert!(!bundle.has_cgroup());
+}
+
 #[tokio::test]
 async fn a_reader_may_leave_and_come_back() {
     let shim = Shim::new().await;
@@ -235,11 +292,12 @@ async fn a_reader_may_leave_and_come_back() {
         "trap : USR1; i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.01; done",
     );
     let stdout = bundle.fifo("stdout");
+    let reader = opened(&stdout);
     let request = CreateTaskRequest { stdout: stdout.clone(), ..shim.create_request(&bundle) };
     shim.task.create(context(), &request).await.unwrap();
     shim.start_task(&bundle, "").await.unwrap();
     let mut first = vec![0; 7];
-    File::open(&stdout).unwrap().read_exact(&mut first).unwrap();
+    reader.await.unwrap().read_exact(&mut first).unwrap();
     assert_eq!(first, b"line 0\n");
     let rest = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
