@@ -72,6 +72,20 @@ impl Netlink {
         })
     }
 
+    /// Lets packets to an IPv6 address of a link in, at once. The kernel's route for them comes from a worker, without detection of duplicates
+    /// too (`addrconf_dad_work` in net/ipv6/addrconf.c), and on a busy machine after the first of them, which go astray. This one lies behind it,
+    /// and goes with the link. IPv4 has its route with the address (`fib_add_ifaddr` in net/ipv4/fib_frontend.c).
+    ///
+    /// # Errors
+    /// `ENETDOWN` if the link is down.
+    pub fn add_local_route(&self, index: u32, address: Ipv6Addr) -> Result<(), Error> {
+        let route = Route { destination: address.into(), prefix: 128, via: None, index };
+        let mut message = route.message();
+        (message.header.table, message.header.kind) = (libc::RT_TABLE_LOCAL, RouteType::Local);
+        let done = self.replace(RouteNetlinkMessage::NewRoute(message));
+        done.map_err(|source| Error::Netlink { op: "add local route", object: route.to_string(), source })
+    }
+
     /// The addresses of one link, with their prefix lengths.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
 use common::{HOST_MAC, POD_MAC, Tcpdump, ip, pair, pings};
 use weft_netns::{NetNs, Netlink, Route, sysctl};
@@ -41,6 +41,30 @@ fn wire(host: &NetNs, pod: &NetNs) -> (Netlink, Netlink, u32, u32) {
         outside.add_address(1, address(of_host), if of_host.contains(':') { 128 } else { 32 }).unwrap();
     }
     (outside, inside, host_index, pod_index)
+}
+
+/// A pod's first packets by IPv6 were lost: the kernel makes an address's route in a worker.
+#[test]
+fn a_new_ipv6_address_takes_packets_at_once() {
+    let (host, pod) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+    let (_, inside, _, pod_index) = pair(&host, &pod).unwrap();
+    inside.set_up(1).unwrap();
+    inside.set_up_silent(pod_index).unwrap();
+    let received = pod.run(|| {
+        let receives = |number| {
+            let own = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 1, number);
+            inside.add_address(pod_index, own.into(), 128).unwrap();
+            inside.add_local_route(pod_index, own).unwrap();
+            let socket = UdpSocket::bind((own, 0)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let sent = socket.send_to(b"x", socket.local_addr().unwrap());
+            sent.is_ok() && socket.recv(&mut [0; 8]).is_ok()
+        };
+        (0..100).filter(|number| receives(*number)).count()
+    });
+    assert_eq!(received.unwrap(), 100);
+    let ours = ip(&pod, "-6 route show table local type local proto 119");
+    assert_eq!(ours.as_array().unwrap().len(), 100, "{ours}");
 }
 
 #[test]

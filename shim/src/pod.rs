@@ -258,6 +258,11 @@ fn address_pod(inside: &Netlink, record: &Record) -> Result<(), Error> {
         inside.add_address(link.index, *address, host_prefix(*address)).map_err(kernel(step))?;
     }
     inside.set_up_silent(link.index).map_err(kernel(step))?;
+    for address in &record.addresses {
+        if let IpAddr::V6(address) = address {
+            inside.add_local_route(link.index, *address).map_err(kernel(step))?;
+        }
+    }
     let host_mac = record.host_mac.parse().map_err(kernel(step))?;
     for gateway in gateways(record) {
         inside.replace_neighbour(link.index, gateway, host_mac).map_err(kernel(step))?;

@@ -78,9 +78,9 @@ fn an_add_and_a_del_make_no_more_expensive_calls_than_before() {
     node.add("first");
     node.pod("a");
     // No thread: into the pod's namespace to open a socket there, and back, which is tried before.
-    // One of the questions makes the host's end send at once.
+    // One of the questions makes the host's end send at once, one of the requests the pod take what comes to its IPv6 address.
     // An answer is one read, what comes before it one more; those of nftables are read until there is none.
-    let netlink = [("sendto", 24), ("recvfrom", 26)];
+    let netlink = [("sendto", 25), ("recvfrom", 27)];
     let add = [&netlink[..], &[("execve", 1), ("setns", 3), ("bpf", 19), ("fdatasync", 2)]];
     let add = add.concat();
     assert_within(&calls(&node, "ADD"), &add);
