@@ -248,20 +248,17 @@ async fn a_reader_that_comes_late_is_waited_for() {
         ..exec_request(&bundle, "late", "echo said")
     };
     shim.task.exec(context(), &request).await.unwrap();
-    let mut read = Vec::new();
-    let (early, start) = {
-        let mut start = std::pin::pin!(shim.start_task(&bundle, "late"));
-        let early = tokio::time::timeout(Duration::from_millis(200), &mut start).await.is_ok();
-        read.push(opened(&stdout));
-        let half = tokio::time::timeout(Duration::from_millis(200), &mut start).await.is_ok();
-        read.push(opened(&stderr));
-        (early || half, start.await)
-    };
-    assert!(!early, "started before both are open");
-    start.unwrap();
+    let mut start = std::pin::pin!(shim.start_task(&bundle, "late"));
+    let mut readers = Vec::new();
+    for fifo in [&stdout, &stderr] {
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut start).await;
+        assert!(early.is_err(), "started before {fifo} is open");
+        readers.push(opened(fifo));
+    }
+    start.await.unwrap();
     assert_eq!(shim.wait(&bundle, "late").await.unwrap(), 0);
     let mut said = Vec::new();
-    for reader in read {
+    for reader in readers {
         said.push(std::io::read_to_string(reader.await.unwrap()).unwrap());
     }
     assert_eq!(said, ["said\n", ""]);
