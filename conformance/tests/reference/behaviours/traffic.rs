@@ -106,6 +106,7 @@ fn echoes(space: &Space) -> u64 {
 pub(crate) fn a_spoofed_address_is_dropped(site: &Site) {
     let pod = site.add(&Wish { masquerade: false, ..Wish::default() });
     pod.space.must("ip addr add 10.88.0.99/32 dev eth0");
+    assert!(pings(&pod.space, BEYOND[0]));
     let arrives_from = |address: &str| {
         let before = echoes(&site.outside);
         let mut ping = std::process::Command::new("ping");
