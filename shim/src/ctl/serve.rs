@@ -54,38 +54,47 @@ impl FromStr for Endpoint {
 /// Serves on the socket that systemd passed, or else on `<run_dir>/weft.sock`, mode 0600.
 pub(super) async fn run(config: Config, args: &args::Serve) -> Result<(), Error> {
     journal::open();
-    let path = config.run_dir.join("weft.sock");
-    let failed = |source| Error::Serve { path: path.clone(), source };
-    let passed = passed().map_err(failed)?;
-    let is_own = passed.is_none();
-    let listener = passed.map_or_else(|| listen(&path), Ok).map_err(failed)?;
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
-    let end = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed)?;
     let config = Arc::new(config);
-    let peers = Peers::default();
+    // Before the other socket: whoever finds that one finds both.
     let metrics = match &args.metrics {
         Some(endpoint) => Some(metrics::listen(endpoint, Arc::clone(&config)).await?),
         None => None,
     };
-    let service = network::service(Arc::clone(&config), Scope::Node)?;
+    let ended = serve(&config, metrics, args.idle).await;
+    let removed = match &args.metrics {
+        Some(Endpoint::Unix(path)) => remove(path),
+        _ => Ok(()),
+    };
+    ended.and(removed)
+}
+
+async fn serve(
+    config: &Arc<Config>,
+    metrics: Option<metrics::Metrics>,
+    seconds: Option<u64>,
+) -> Result<(), Error> {
+    let path = config.run_dir.join("weft.sock");
+    let failed = |source| Error::Serve { path: path.clone(), source };
+    let end = Signals::of(&[Signal::SIGTERM, Signal::SIGINT]).map_err(failed)?;
+    let passed = passed().map_err(failed)?;
+    let is_own = passed.is_none();
+    let listener = passed.map_or_else(|| listen(&path), Ok).map_err(failed)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+    let peers = Peers::default();
+    let service = network::service(Arc::clone(config), Scope::Node)?;
     let mut server =
         Server::new().add_listener(Listener::new(peers.accept(listener))).register_service(service);
     server.start().await?;
     tokio::select! {
         signal = end.next() => drop(signal.map_err(failed)?),
-        () = idle(&peers, args.idle) => {}
+        () = idle(&peers, seconds) => {}
         ended = serve_metrics(metrics) => ended?,
         // Without end, unless it fails.
-        kept = nat::keep(&config) => kept?,
+        kept = nat::keep(config) => kept?,
     }
     server.shutdown().await?;
-    match (is_own, &args.metrics) {
-        (true, Some(Endpoint::Unix(metrics))) => remove(&path).and_then(|()| remove(metrics)),
-        (false, Some(Endpoint::Unix(metrics))) => remove(metrics),
-        (true, _) => remove(&path),
-        // systemd listens on, and starts the next one.
-        (false, _) => Ok(()),
-    }
+    // systemd listens on, and starts the next one.
+    if is_own { remove(&path) } else { Ok(()) }
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

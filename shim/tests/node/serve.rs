@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 
 use crate::api::Serve;
-use crate::common::{Node, conf, pings, wait_until};
+use crate::common::{Node, conf, pings};
 use crate::network::{block_on, connect, soon, spawn};
 use weft_shim::api::network::ListRequest;
 
@@ -96,7 +96,6 @@ fn metrics_tell_what_happened() {
     assert!(node.cni("DEL", "b", &conf()).status.success());
     let socket = node.dir.path().join("metrics.sock");
     let serve = Serve::start(&node, &["--metrics", &format!("unix:{}", socket.display())]);
-    wait_until("weft serves metrics", || socket.exists());
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let ask = |path: &str| get(UnixStream::connect(&socket).unwrap(), path);
     let (status, page) = ask("/metrics");
@@ -142,11 +141,32 @@ fn metrics_are_answered_on_the_loopback_interface() {
     let node = Node::new();
     let _serve = Serve::start(&node, &["--metrics", "127.0.0.1:9100"]);
     let connect = || node.host.run(|| TcpStream::connect("127.0.0.1:9100")).unwrap();
-    wait_until("it answers", || connect().is_ok());
     let (status, page) = get(connect().unwrap(), "/metrics?x=y");
     assert_eq!(status, "HTTP/1.1 200 OK");
     check_format(&page);
     assert_eq!(value(&page, "weft_program_version"), 0.0, "nothing is loaded yet");
     let (status, _) = get(connect().unwrap(), "/");
     assert_eq!(status, "HTTP/1.1 404 Not Found");
+}
+
+/// Metrics were opened after the socket that a client waits for, and could not be asked for yet when it was there.
+#[test]
+fn whoever_finds_the_socket_finds_the_metrics() {
+    let node = Node::new();
+    let (socket, metrics) = (node.run_dir().join("weft.sock"), node.dir.path().join("metrics.sock"));
+    let refused = |why: &str| {
+        let endpoint = format!("unix:{}", metrics.display());
+        let serve =
+            node.run(node.command(env!("CARGO_BIN_EXE_weft")).args(["serve", "--metrics", &endpoint]), "");
+        let told = String::from_utf8_lossy(&serve.stderr).into_owned();
+        assert!(!serve.status.success() && told.contains(why), "{told}");
+    };
+    std::fs::write(&metrics, "somebody's").unwrap();
+    refused(&format!("serve on {}", metrics.display()));
+    assert!(!socket.exists(), "it is not there without the metrics");
+    assert_eq!(std::fs::read_to_string(&metrics).unwrap(), "somebody's");
+    std::fs::remove_file(&metrics).unwrap();
+    let _first = Serve::start(&node, &[]);
+    refused(&format!("serve on {}", socket.display()));
+    assert!(!metrics.exists(), "nor are they without the socket");
 }
