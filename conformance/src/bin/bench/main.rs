@@ -5,7 +5,7 @@
 //! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), TCP between two pods ([`tcp`]) and out
 //! of the node ([`uplink`]), and what their traffic loses when programs are replaced ([`replace`]). The tables are printed and written to docs/benchmarks.md,
 //! with a chart of each ([`chart`]) and the figure
-//! that is expected and whether it was reached. A figure that is not reached is no error: the machine may be to blame.
+//! that is expected and whether it was reached, which stands once more before them all, for each goal ([`goals`]). A figure that is not reached is no error: the machine may be to blame.
 //!
 //! `bench tcp uplink`, or other names of [`MEASUREMENTS`], measures what is named, and writes no file.
 
@@ -22,6 +22,7 @@ mod burst;
 mod chart;
 mod cni;
 mod cri;
+mod goals;
 mod idle;
 mod ipam;
 mod machine;
@@ -143,20 +144,22 @@ fn measure(wanted: &[&str]) -> Page {
         reference: Node::start(Subject::Reference),
         first_add: OnceCell::new(),
     };
-    let (mut tables, mut charts) = (String::new(), Vec::new());
+    let (mut text, mut tables) = (String::new(), Vec::new());
     let mut patience = PATIENCE;
     for (name, measure) in MEASUREMENTS.iter().filter(|(name, _)| wanted.contains(name)) {
         let (table, stolen) = quietest(*measure, &nodes, &mut patience);
         let stolen = format!("The hypervisor kept {:.1} % of the time.\n", stolen * 100.0);
         println!("{table}\n{stolen}");
-        tables += &format!("\n{table}\n{stolen}\n![The table as a chart]({CHARTS}/{name}.svg)\n");
-        charts.push((*name, chart::svg(&table)));
+        text += &format!("\n{table}\n{stolen}\n![The table as a chart]({CHARTS}/{name}.svg)\n");
+        tables.push((*name, table));
     }
     nodes.reference.finish();
     nodes.weft.finish();
     let taken = begin.describe_since();
-    println!("{taken}");
-    Page { text: format!("{head}{taken}{tables}"), charts }
+    let goals = goals::table(&tables);
+    println!("{goals}\n{taken}");
+    let charts = tables.iter().map(|(name, table)| (*name, chart::svg(table))).collect();
+    Page { text: format!("{head}{taken}\n{goals}{text}"), charts }
 }
 
 /// The table, and the hypervisor's part of the processors' time. Of several, the one of which it kept least: what a table says is no

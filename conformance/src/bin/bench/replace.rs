@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use weft_conformance::{Background, Exchange, Node, Server, run, wait_until};
 
 use crate::on_node::OnNode;
-use crate::report::{Estimate, Samples, Table};
+use crate::report::{Estimate, Samples, Table, Verdict};
 use crate::traffic::beside;
 use crate::{Nodes, scale, weft_node};
 
@@ -67,13 +67,13 @@ fn table(links: &Samples, whole: &Samples, ended: &[Result<weft_conformance::Exc
     let mut table = Table::new("Replace", text, &["programs of 200 pods", "weft", "expected", "reached"]);
     let lost = if lossy.is_empty() { format!("0 of {sent}") } else { format!("{lossy:?}") };
     let cells = |what: &str, value: String| vec![Some(what.to_owned()), Some(value)];
-    table.judged(cells("datagrams and answers lost", lost), Some(("0".to_owned(), lossy.is_empty().into())));
+    let verdict =
+        Verdict { figure: lost.clone(), expected: "0".to_owned(), reached: lossy.is_empty().into() };
+    table.judged(cells("datagrams and answers lost", lost), Some(verdict));
     let took = |samples: &Samples| format!("{:.1} ({:.1})", samples.median(), samples.p90());
-    let reached = Estimate::of([links], |[links]| links.median()).most(MOST);
-    table.judged(
-        cells("replaced (ms: median (90th percentile))", took(links)),
-        Some((format!("≤ {MOST}"), reached)),
-    );
+    let median = Estimate::of([links], |[links]| links.median());
+    let verdict = Verdict::of(median, format!("≤ {MOST}"), median.most(MOST));
+    table.judged(cells("replaced (ms: median (90th percentile))", took(links)), Some(verdict));
     table.judged(cells("`weft init`, loading included (the same)", took(whole)), None);
     table
 }

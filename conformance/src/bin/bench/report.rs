@@ -122,13 +122,13 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Whether a goal was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a goal was reached; of several the last one in this order is the one of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reached {
     Yes,
-    No,
     /// It lies within the bounds of the figure.
     Open,
+    No,
 }
 
 impl Reached {
@@ -157,17 +157,33 @@ impl fmt::Display for Reached {
     }
 }
 
+/// What was measured beside what is expected.
+pub(crate) struct Verdict {
+    pub(crate) figure: String,
+    pub(crate) expected: String,
+    pub(crate) reached: Reached,
+}
+
+impl Verdict {
+    pub(crate) fn of(figure: Estimate, expected: String, reached: Reached) -> Self {
+        Self { figure: brief(figure.value), expected, reached }
+    }
+}
+
 /// A heading, what the reader must know, and rows.
 pub(crate) struct Table {
     pub(crate) title: &'static str,
     text: String,
     /// The first is the header.
     pub(crate) rows: Vec<Vec<String>>,
+    /// Of the rows that are judged, by their first cell.
+    pub(crate) verdicts: Vec<(String, Verdict)>,
 }
 
 impl Table {
     pub(crate) fn new(title: &'static str, text: String, header: &[&str]) -> Self {
-        Self { title, text, rows: vec![header.iter().map(ToString::to_string).collect()] }
+        let rows = vec![header.iter().map(ToString::to_string).collect()];
+        Self { title, text, rows, verdicts: Vec::new() }
     }
 
     /// A table of rows that [`Table::durations`] makes.
@@ -201,16 +217,18 @@ impl Table {
     pub(crate) fn row(&mut self, mut cells: Vec<String>, ratio: impl Into<Estimate>, least: Option<f64>) {
         let ratio = ratio.into();
         cells.push(ratio.to_string());
-        cells.push(least.map_or_else(none, |least| format!("≥ {least}")));
-        cells.push(least.map_or_else(none, |least| ratio.least(least).to_string()));
-        self.rows.push(cells);
+        let verdict = least.map(|least| Verdict::of(ratio, format!("≥ {least}"), ratio.least(least)));
+        self.judged(cells.into_iter().map(Some).collect(), verdict);
     }
 
     /// One more row of a table with another measure than a ratio: what is expected, and whether it was reached.
-    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<(String, Reached)>) {
-        let (expected, reached) = verdict.map(|(expected, reached)| (expected, reached.to_string())).unzip();
+    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<Verdict>) {
+        let judged = verdict.as_ref().map(|verdict| (verdict.expected.clone(), verdict.reached.to_string()));
+        let (expected, reached) = judged.unzip();
         let cells = cells.into_iter().chain([expected, reached]);
-        self.rows.push(cells.map(|cell| cell.unwrap_or_else(none)).collect());
+        let cells: Vec<String> = cells.map(|cell| cell.unwrap_or_else(none)).collect();
+        self.verdicts.extend(verdict.map(|verdict| (cells[0].clone(), verdict)));
+        self.rows.push(cells);
     }
 
     /// One more row whose `value` is to be no more than `most`.
@@ -221,9 +239,10 @@ impl Table {
         value: impl Into<Estimate>,
         most: f64,
     ) {
-        let (ratio, reached) = (ratio.into(), value.into().most(most));
-        cells.extend([ratio.to_string(), format!("weft ≤ {most}"), reached.to_string()]);
-        self.rows.push(cells);
+        let value = value.into();
+        cells.push(ratio.into().to_string());
+        let verdict = Verdict::of(value, format!("weft ≤ {most}"), value.most(most));
+        self.judged(cells.into_iter().map(Some).collect(), Some(verdict));
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -235,6 +254,12 @@ impl Table {
             })
             .collect()
     }
+}
+
+/// Three digits or more.
+pub(crate) fn brief(value: f64) -> String {
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$}")
 }
 
 fn none() -> String {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::Nodes;
 use crate::alone::Alone;
 use crate::on_node::OnNode;
-use crate::report::{Estimate, Samples, Table};
+use crate::report::{Estimate, Samples, Table, Verdict};
 use crate::shim::Shim;
 
 /// The word that tells the program that it runs on a node; the directory of the node and the arm follow.
@@ -99,12 +99,12 @@ fn table(samples: &[[Samples; ARMS.len()]; CALLS.len()]) -> Table {
             Expected::Nothing => None,
             Expected::Faster(least) => {
                 let ratio = Estimate::ratio(&samples[1], &samples[0]);
-                Some((format!("≥ {least} times faster"), ratio.least(*least)))
+                Some(Verdict::of(ratio, format!("≥ {least} times faster"), ratio.least(*least)))
             }
             Expected::Share(most) => {
                 let share =
                     Estimate::of([&samples[0], &samples[2]], |[weft, runc]| weft.median() - runc.median());
-                Some((format!("share ≤ {most}"), share.most(*most)))
+                Some(Verdict::of(share, format!("share ≤ {most}"), share.most(*most)))
             }
         };
         table.judged(cells, verdict);

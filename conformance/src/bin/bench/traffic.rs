@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use weft_conformance::{Background, run, wait_until};
 
-use crate::report::{Estimate, Samples, Table};
+use crate::report::{Estimate, Samples, Table, Verdict, brief};
 
 const PORT: &str = "7000";
 /// The server stays where it is; the client sits beside it or on another processor.
@@ -152,25 +152,20 @@ fn row(table: &mut Table, what: &str, weft: &Samples, (name, other): (&str, &Sam
     let ratios = weft.ratios(other);
     let ratio = ratios.median();
     let judged = Estimate::of([&ratios], |[ratios]| ratios.median());
+    let verdict = |expected, reached| Some(Verdict::of(judged, expected, reached));
     let verdict = match wanted {
-        Wanted::Least(least) => Some((format!("≥ {least}"), judged.least(least))),
-        Wanted::Most(most) => Some((format!("≤ {most}"), judged.most(most))),
+        Wanted::Least(least) => verdict(format!("≥ {least}"), judged.least(least)),
+        Wanted::Most(most) => verdict(format!("≤ {most}"), judged.most(most)),
         Wanted::Nothing => None,
     };
     let cells = [
         what.to_owned(),
-        figure(weft.median()),
+        brief(weft.median()),
         name.to_owned(),
-        figure(other.median()),
+        brief(other.median()),
         format!("{ratio:.3} ({:.2} – {:.2})", ratios.p10(), ratios.p90()),
     ];
     table.judged(cells.map(Some).into(), verdict);
-}
-
-/// Three digits or more.
-fn figure(value: f64) -> String {
-    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.decimals$}")
 }
 
 /// The program beside this one.

@@ -16,7 +16,7 @@ use weft_conformance::run;
 use crate::Nodes;
 use crate::cni::{FIRST_PORT, Home, Running};
 use crate::on_node::OnNode;
-use crate::report::{Samples, Table};
+use crate::report::{Samples, Table, Verdict};
 
 /// The word that tells the program that it runs on a node; the directory of the node follows.
 pub(crate) const ON_NODE: &str = "waits-on-node";
@@ -71,13 +71,16 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
             *verb == "ADD" || reference >= 1.0,
             "the end of a link is seen to be waited for: {reference}"
         );
-        let verdict = (*verb == "ADD").then(|| ("weft = 0".to_owned(), (weft == 0.0).into()));
+        let verdict = || Verdict::of(weft.into(), "weft = 0".to_owned(), (weft == 0.0).into());
         let name = match ports {
             0 => (*verb).to_owned(),
             _ => format!("{verb}, {ports} host port"),
         };
         let cells = [weft, reference].map(|count| format!("{count:.1}"));
-        table.judged([vec![name], cells.into()].concat().into_iter().map(Some).collect(), verdict);
+        table.judged(
+            [vec![name], cells.into()].concat().into_iter().map(Some).collect(),
+            (*verb == "ADD").then(verdict),
+        );
     }
     table
 }
