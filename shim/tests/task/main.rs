@@ -13,6 +13,7 @@ mod rawmounts;
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::*;
@@ -104,26 +105,32 @@ async fn nothing_of_a_fast_exit_is_lost() {
     assert_eq!((output.await.unwrap().len(), errors.await.unwrap().len()), (8 << 20, 100_000));
 }
 
-/// A containerd that was killed in the middle of a creation asks for the pids, and removes a task that has none.
-#[tokio::test]
-async fn a_task_that_is_being_made_is_waited_for() {
-    let shim = Shim::new().await;
-    let bundle = shim.bundle("making", "sleep 1000");
-    let folder = shim.dir.path();
+/// Options with a runtime whose `create` makes `begun` in `folder`, and goes on once `go` is there.
+fn gated_runtime(folder: &Path) -> Any {
     let script = format!(
         "#!/bin/sh\ncase \" $* \" in *' create '*) touch {0}/begun; until [ -e {0}/go ]; do sleep 0.01; done;; esac\n\
          exec {1} \"$@\"\n",
         folder.display(),
         oci_runtime()
     );
-    std::fs::write(folder.join("slow"), script).unwrap();
-    std::fs::set_permissions(folder.join("slow"), Permissions::from_mode(0o755)).unwrap();
-    let options = Options { binary_name: folder.join("slow").display().to_string(), ..Default::default() };
-    let options = Any {
+    let program = folder.join("gated");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let options = Options { binary_name: program.display().to_string(), ..Default::default() };
+    Any {
         type_url: "containerd.runc.v1.Options".into(),
         value: options.write_to_bytes().unwrap(),
         ..Default::default()
-    };
+    }
+}
+
+/// A containerd that was killed in the middle of a creation asks for the pids, and removes a task that has none.
+#[tokio::test]
+async fn a_task_that_is_being_made_is_waited_for() {
+    let shim = Shim::new().await;
+    let bundle = shim.bundle("making", "sleep 1000");
+    let folder = shim.dir.path();
+    let options = gated_runtime(folder);
     let request = CreateTaskRequest { options: Some(options).into(), ..shim.create_request(&bundle) };
     let (creator, other) = (connect(&shim.socket()).await, connect(&shim.socket()).await);
     let creation = tokio::spawn(async move { creator.create(context(), &request).await.unwrap().pid });
@@ -652,11 +659,15 @@ async fn a_shim_serves_a_client_that_takes_no_events() {
 async fn a_request_outlives_its_client() {
     let shim = Shim::new().await;
     let bundle = shim.bundle("gone", "sleep 1000");
-    let request = shim.create_request(&bundle);
+    let folder = shim.dir.path();
+    let options = Some(gated_runtime(folder)).into();
+    let request = CreateTaskRequest { options, ..shim.create_request(&bundle) };
     let client = connect(&shim.socket()).await;
-    let cut = tokio::time::timeout(Duration::from_millis(5), client.create(context(), &request)).await;
-    assert!(cut.is_err(), "runc is not that fast");
-    drop(client);
+    let asking = tokio::spawn(async move { client.create(context(), &request).await });
+    until("the runtime is at work", || folder.join("begun").exists()).await;
+    asking.abort();
+    assert!(asking.await.unwrap_err().is_cancelled(), "it is answered to nobody");
+    File::create(folder.join("go")).unwrap();
     shim.events_until(&format!("create {}", bundle.id)).await;
     assert_eq!(shim.status(&bundle, "").await, Status::CREATED);
     shim.delete(&bundle, "").await.unwrap();
