@@ -11,7 +11,7 @@ use crate::Nodes;
 use crate::report::{Estimate, Samples, Table};
 
 /// Per arm, in rounds that take turns.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 12;
 const PODS: usize = 50;
 const PARALLEL: usize = 8;
 
