@@ -170,9 +170,7 @@ async fn each_method_answers_with_its_code_in_each_state_of_an_exec() {
     of((3, "stopped")).await;
     shim.delete(&bundle, "e").await.unwrap();
     of((4, "deleted")).await;
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }
 
 /// The limits that the OCI runtime takes are set, and of those that it does not take none.
@@ -218,7 +216,5 @@ async fn an_update_is_seen_in_the_cgroup() {
     assert_eq!(code, Code::INVALID_ARGUMENT);
     assert!(message.starts_with("decode resources: "), "{message}");
     assert_eq!(shim.status(&bundle, "").await, Status::RUNNING);
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }

@@ -196,7 +196,5 @@ async fn a_cgroup_that_is_gone_has_no_counters() {
     assert_eq!(code, ttrpc::Code::NOT_FOUND);
     assert!(message.starts_with(&format!("read the counters of {:?}: ", bundle.id)), "{message}");
     assert_eq!(cgroup_files(&shim, &bundle), BTreeMap::new());
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }

@@ -251,6 +251,13 @@ impl Shim {
         self.task.kill(context(), &request).await
     }
 
+    /// Kills what the container runs, and deletes it.
+    pub(crate) async fn end(&self, bundle: &Bundle) {
+        self.kill(bundle, "", 9, false).await.unwrap();
+        assert_eq!(self.wait(bundle, "").await.unwrap(), 137);
+        self.delete(bundle, "").await.unwrap();
+    }
+
     pub(crate) async fn state(&self, bundle: &Bundle, exec_id: &str) -> ttrpc::Result<StateResponse> {
         let request = StateRequest { id: bundle.id.clone(), exec_id: exec_id.into(), ..Default::default() };
         self.task.state(context(), &request).await

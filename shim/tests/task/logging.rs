@@ -77,9 +77,7 @@ async fn a_logging_binary_takes_a_terminal_and_an_exec() {
     shim.delete(&bundle, "e1").await.unwrap();
     assert_eq!((read(&base, "out"), read(&base, "err")), ("of exec\n".into(), "errors\n".into()));
     assert!(read(&base, "env").starts_with("CONTAINER_ID=e1\n"));
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }
 
 #[tokio::test]

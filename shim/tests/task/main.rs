@@ -142,9 +142,7 @@ async fn a_task_that_is_being_made_is_waited_for() {
     File::create(folder.join("go")).unwrap();
     let pid = creation.await.unwrap();
     assert_eq!(pids.await.unwrap().iter().map(|process| process.pid).collect::<Vec<_>>(), [pid]);
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }
 
 /// A containerd that comes back gives up a fifo that it has not quite opened when it learns of the end.
@@ -270,9 +268,7 @@ async fn a_reader_that_comes_late_is_waited_for() {
     }
     assert_eq!(said, ["said\n", ""]);
     shim.delete(&bundle, "late").await.unwrap();
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }
 
 #[tokio::test]
@@ -379,9 +375,7 @@ async fn an_exec_has_its_own_code_streams_and_terminal() {
     shim.delete(&bundle, "e3").await.unwrap();
     assert_eq!(text(output.await.unwrap()), "early");
 
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
     assert!(init_output.await.unwrap().is_empty());
     assert!(!bundle.path.join("exec-0.pid").exists());
 }
@@ -408,9 +402,7 @@ async fn the_input_of_an_exec_ends_when_its_client_and_all_connections_are_gone(
     drop(nobody);
     assert_eq!(shim.wait(&bundle, "cat").await.unwrap(), 0);
     assert_eq!(shim.status(&bundle, "").await, Status::RUNNING, "the container goes on");
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    assert_eq!(shim.wait(&bundle, "").await.unwrap(), 137);
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
 }
 
 /// containerd waits on another connection, and as early as it can.
@@ -509,9 +501,7 @@ async fn orphans_in_a_shared_pid_namespace_die_with_their_container_only() {
     shim.delete(&bundle, "").await.unwrap();
     assert!(before.elapsed() < Duration::from_secs(5) * slowness(), "no orphan holds the output");
     assert_eq!(shim.status(&other, "").await, Status::RUNNING);
-    shim.kill(&other, "", 9, false).await.unwrap();
-    shim.wait(&other, "").await.unwrap();
-    shim.delete(&other, "").await.unwrap();
+    shim.end(&other).await;
 }
 
 #[tokio::test]
@@ -538,9 +528,7 @@ async fn a_failed_creation_says_why_and_leaves_nothing() {
     assert!(message.starts_with("OCI runtime exec failed: ") && message.contains("/nope"), "{message}");
     assert_eq!(shim.status(&running, "bad").await, Status::CREATED);
     shim.delete(&running, "bad").await.unwrap();
-    shim.kill(&running, "", 9, false).await.unwrap();
-    shim.wait(&running, "").await.unwrap();
-    shim.delete(&running, "").await.unwrap();
+    shim.end(&running).await;
 }
 
 #[tokio::test]
@@ -807,9 +795,7 @@ async fn a_shim_without_tasks_ends_when_asked_and_not_before() {
     let shutdown = ShutdownRequest { id: bundle.id.clone(), ..Default::default() };
     shim.task.shutdown(context(), &shutdown).await.unwrap();
     assert_eq!(shim.status(&bundle, "").await, Status::RUNNING);
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
     shim.task.shutdown(context(), &shutdown).await.unwrap();
     let process = &mut shim.process;
     until("the shim ends", || process.try_wait().unwrap().is_some()).await;

@@ -55,9 +55,7 @@ async fn lives(shim: &Shim, name: &str, rootfs: Vec<Mount>, devices: usize) {
     shim.task.create(context(), &request).await.unwrap();
     shim.start_task(&bundle, "").await.unwrap();
     assert_eq!(devices_of(shim.dir.path()).len(), devices);
-    shim.kill(&bundle, "", 9, false).await.unwrap();
-    shim.wait(&bundle, "").await.unwrap();
-    shim.delete(&bundle, "").await.unwrap();
+    shim.end(&bundle).await;
     output.await.unwrap();
     nothing_is_left(shim, &bundle).await;
 }
