@@ -38,6 +38,7 @@ mod node;
 mod pod;
 mod sandbox;
 mod tools;
+mod tracer;
 mod wait;
 
 pub use background::Background;
@@ -50,4 +51,5 @@ pub use held::Held;
 pub use node::{Node, NodeSpec};
 pub use pod::{Container, ContainerSpec, Pod, PodSpec, Protocol};
 pub use tools::Tools;
+pub use tracer::Tracer;
 pub use wait::{run, try_run, wait_until};

@@ -4,14 +4,11 @@
 //! As in [`crate::cni`], the program runs itself on the nodes and calls the plugins from there; what it and ip(8) do for it does not count.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::stdin;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use serde_json::json;
-use tempfile::TempDir;
-use weft_conformance::run;
+use weft_conformance::Tracer;
 
 use crate::Nodes;
 use crate::cni::{FIRST_PORT, Home, Running};
@@ -40,7 +37,7 @@ const GRACE_PERIODS: [&str; 7] = [
 const NOT_COUNTED: [&str; 2] = ["bench", "ip"];
 
 pub(crate) fn measure(nodes: &Nodes) -> Table {
-    let tracer = Tracer::new();
+    let tracer = tracer();
     let mut arms = [&nodes.weft, &nodes.reference].map(|node| OnNode::start(node, ON_NODE, &[]));
     for arm in &mut arms {
         arm.ask::<[f64; 0]>("ADD 0");
@@ -50,7 +47,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
         for turn in 0..2 {
             let arm = (pod + turn) % 2;
             for ((verb, ports), counts) in CALLS.iter().zip(&mut counts) {
-                counts[arm].push(tracer.waits(&mut arms[arm], &format!("{verb} {ports}")) as f64);
+                counts[arm].push(waits(&tracer, &mut arms[arm], &format!("{verb} {ports}")) as f64);
             }
         }
     }
@@ -104,56 +101,22 @@ pub(crate) fn serve(node: &Path) {
     }
 }
 
-/// An instance of the kernel's tracer that is told of every sleep of every process, with the stack that it sleeps in. `set_event_pid` would tell
-/// of some processes only, but forgets a process that begins to exit: before its sockets are closed, which is when one may wait.
-struct Tracer {
-    tracefs: TempDir,
-    instance: PathBuf,
+/// Of every sleep of every process the tracer tells the stack. `set_event_pid` would tell of some processes only, but forgets a process
+/// that begins to exit: before its sockets are closed, which is when one may wait.
+fn tracer() -> Tracer {
+    let tracer = Tracer::new();
+    tracer.write("events/sched/sched_process_fork/enable", "1");
+    tracer.write("events/sched/sched_switch/trigger", "stacktrace if prev_state & 3");
+    tracer.write("events/sched/sched_switch/enable", "1");
+    tracer
 }
 
-impl Tracer {
-    fn new() -> Self {
-        let tracefs = tempfile::Builder::new().prefix("weft-bench-").tempdir().expect("make a directory");
-        run(Command::new("mount").args(["-t", "tracefs", "tracefs"]).arg(tracefs.path()));
-        let name = tracefs.path().file_name().expect("tempfile names it");
-        let instance = tracefs.path().join("instances").join(name);
-        fs::create_dir(&instance).expect("make an instance of the tracer");
-        let tracer = Self { tracefs, instance };
-        tracer.write("buffer_size_kb", "16384");
-        tracer.write("events/sched/sched_process_fork/enable", "1");
-        tracer.write("events/sched/sched_switch/trigger", "stacktrace if prev_state & 3");
-        tracer.write("tracing_on", "0");
-        tracer.write("events/sched/sched_switch/enable", "1");
-        tracer
-    }
-
-    fn write(&self, file: &str, text: &str) {
-        fs::write(self.instance.join(file), text).expect("write to the tracer");
-    }
-
-    /// How often what the arm runs to do what it is asked waits for a grace period.
-    fn waits(&self, arm: &mut OnNode, asked: &str) -> usize {
-        let pid = arm.pid();
-        self.write("trace", "");
-        self.write("tracing_on", "1");
-        arm.ask::<[f64; 0]>(asked);
-        self.write("tracing_on", "0");
-        let trace = fs::read_to_string(self.instance.join("trace")).expect("read the trace");
-        assert!(!trace.contains("EVENTS LOST"), "the buffer holds one call");
-        stacks_of(&trace, pid)
-            .iter()
-            .filter(|stack| stack.iter().any(|name| GRACE_PERIODS.contains(name)))
-            .count()
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        self.write("events/enable", "0");
-        self.write("events/sched/sched_switch/trigger", "!stacktrace if prev_state & 3");
-        fs::remove_dir(&self.instance).expect("remove the instance of the tracer");
-        run(Command::new("umount").args(["-l"]).arg(self.tracefs.path()));
-    }
+/// How often what the arm runs to do what it is asked waits for a grace period.
+fn waits(tracer: &Tracer, arm: &mut OnNode, asked: &str) -> usize {
+    let pid = arm.pid();
+    let (trace, []) = tracer.trace(|| arm.ask::<[f64; 0]>(asked));
+    let is_wait = |stack: &&Vec<&str>| stack.iter().any(|name| GRACE_PERIODS.contains(name));
+    stacks_of(&trace, pid).iter().filter(is_wait).count()
 }
 
 /// Of a trace, the stacks in which the children of a process sleep, but for those that are not counted. A stack is a head, `COMM-PID [CPU] … <stack trace>`,
