@@ -4,8 +4,8 @@
 //! container's life call by call ([`task`]), what a running pod holds ([`memory`]), what a full node costs while nothing happens ([`idle`]),
 //! a full node beside an empty one ([`scale`]), the store of addresses alone ([`ipam`]), many host ports ([`ports`]), TCP between two pods ([`tcp`]) and out
 //! of the node ([`uplink`]), and what their traffic loses when programs are replaced ([`replace`]). The tables are printed and written to docs/benchmarks.md,
-//! with a chart of each ([`chart`]) and the figure
-//! that is expected and whether it was reached, which stands once more before them all, for each goal ([`goals`]). A figure that is not reached is no error: the machine may be to blame.
+//! with a chart of each ([`chart`]), the figure that is expected and whether it was reached; before them stand the goals, one line each ([`goals`]).
+//! A figure that is not reached is no error: the machine may be to blame.
 //!
 //! `bench tcp uplink`, or other names of [`MEASUREMENTS`], measures what is named, and writes no file.
 
