@@ -63,12 +63,6 @@ async fn goes_on(log: &Path) {
     until("it goes on", || counted(log).len() > before + 3).await;
 }
 
-async fn end(shim: &Shim, bundle: &Bundle) {
-    shim.kill(bundle, "", 9, false).await.unwrap();
-    assert_eq!(shim.wait(bundle, "").await.unwrap(), 137);
-    shim.delete(bundle, "").await.unwrap();
-}
-
 #[tokio::test]
 async fn a_counter_goes_on_after_checkpoint_and_restore() {
     let shim = Shim::new().await;
@@ -118,7 +112,7 @@ async fn comes_back(shim: &Shim, bundle: &Bundle, log: &Path) {
     shim.start_task(&restored, "e").await.unwrap();
     assert_eq!(shim.wait(&restored, "e").await.unwrap(), 4);
     shim.delete(&restored, "e").await.unwrap();
-    end(shim, &restored).await;
+    shim.end(&restored).await;
 }
 
 /// criu's own reason, and a container that has not noticed.
@@ -134,7 +128,7 @@ async fn says_why(shim: &Shim, bundle: &Bundle, log: &Path, (code, message): Fai
     assert!(!bundle.path.join("criu-work").exists());
     assert_eq!(shim.status(bundle, "").await, Status::RUNNING);
     goes_on(log).await;
-    end(shim, bundle).await;
+    shim.end(bundle).await;
     let events = shim.events_until(&format!("delete {}", bundle.id)).await;
     assert!(!events.contains(&format!("checkpointed {}", bundle.id)), "{events:?}");
 }
@@ -197,6 +191,6 @@ async fn a_checkpoint_that_cannot_be_is_refused() {
     let mut other = request.clone();
     other.options.as_mut().unwrap().type_url = "some.Options".into();
     assert_eq!(refusal(shim.task.checkpoint(context(), &other).await).0, Code::INVALID_ARGUMENT);
-    end(&shim, &bundle).await;
+    shim.end(&bundle).await;
     assert!(!images.exists());
 }

@@ -73,9 +73,7 @@ async fn created(shim: &Shim, bundle: &Bundle, rootfs: Mount) {
 }
 
 async fn deleted(shim: &Shim, bundle: &Bundle) {
-    shim.kill(bundle, "", 9, false).await.unwrap();
-    shim.wait(bundle, "").await.unwrap();
-    shim.delete(bundle, "").await.unwrap();
+    shim.end(bundle).await;
     assert_eq!(mounts_below(&bundle.path), Vec::<String>::new());
     assert!(!bundle.path.join("layers").exists());
 }
