@@ -36,25 +36,20 @@ const TEXT: &str = "Each figure that is judged, in the order of the tables below
 ///
 /// A judged figure is none of a goal's.
 pub(crate) fn table(tables: &[(&str, Table)]) -> Table {
-    let mut goals: Vec<(&str, Vec<&Verdict>)> = Vec::new();
-    for (goal, ..) in GOALS {
-        if goals.last().is_none_or(|(last, _)| *last != goal) {
-            goals.push((goal, Vec::new()));
-        }
-    }
-    for (measurement, table) in tables {
-        for (row, verdict) in &table.verdicts {
-            let goal = goal_of(measurement, row);
-            let (_, verdicts) =
-                goals.iter_mut().find(|(name, _)| *name == goal).expect("all goals are there");
-            verdicts.push(verdict);
-        }
-    }
+    let verdicts = tables.iter().flat_map(|(measurement, table)| {
+        table.verdicts.iter().map(move |(row, verdict)| (goal_of(measurement, row), verdict))
+    });
+    let verdicts: Vec<(&str, &Verdict)> = verdicts.collect();
+    let mut goals = GOALS.map(|(goal, ..)| goal).to_vec();
+    goals.dedup();
     let mut table = Table::new("Goals", TEXT.to_owned(), &["goal", "figures", "reached"]);
-    for (goal, verdicts) in goals.iter().filter(|(_, verdicts)| !verdicts.is_empty()) {
-        let figures: Vec<String> = verdicts.iter().map(|verdict| figure(verdict)).collect();
-        let reached = verdicts.iter().map(|verdict| verdict.reached).max().expect("it has figures");
-        table.rows.push(vec![(*goal).to_owned(), figures.join(", "), reached.to_string()]);
+    for goal in goals {
+        let own = || verdicts.iter().filter(|(of, _)| *of == goal).map(|(_, verdict)| verdict);
+        // Nothing is said of a goal that nothing was measured of.
+        if let Some(reached) = own().map(|verdict| verdict.reached).max() {
+            let figures = own().map(|verdict| figure(verdict)).collect::<Vec<_>>().join(", ");
+            table.rows.push(vec![goal.to_owned(), figures, reached.to_string()]);
+        }
     }
     table
 }

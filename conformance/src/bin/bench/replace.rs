@@ -66,7 +66,7 @@ fn table(links: &Samples, whole: &Samples, ended: &[Result<weft_conformance::Exc
     );
     let mut table = Table::new("Replace", text, &["programs of 200 pods", "weft", "expected", "reached"]);
     let lost = if lossy.is_empty() { format!("0 of {sent}") } else { format!("{lossy:?}") };
-    let cells = |what: &str, value: String| vec![Some(what.to_owned()), Some(value)];
+    let cells = |what: &str, value: String| vec![what.to_owned(), value];
     let verdict =
         Verdict { figure: lost.clone(), expected: "0".to_owned(), reached: lossy.is_empty().into() };
     table.judged(cells("datagrams and answers lost", lost), Some(verdict));

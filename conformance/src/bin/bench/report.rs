@@ -218,16 +218,18 @@ impl Table {
         let ratio = ratio.into();
         cells.push(ratio.to_string());
         let verdict = least.map(|least| Verdict::of(ratio, format!("≥ {least}"), ratio.least(least)));
-        self.judged(cells.into_iter().map(Some).collect(), verdict);
+        self.judged(cells, verdict);
     }
 
     /// One more row of a table with another measure than a ratio: what is expected, and whether it was reached.
-    pub(crate) fn judged(&mut self, cells: Vec<Option<String>>, verdict: Option<Verdict>) {
-        let judged = verdict.as_ref().map(|verdict| (verdict.expected.clone(), verdict.reached.to_string()));
-        let (expected, reached) = judged.unzip();
-        let cells = cells.into_iter().chain([expected, reached]);
-        let cells: Vec<String> = cells.map(|cell| cell.unwrap_or_else(none)).collect();
-        self.verdicts.extend(verdict.map(|verdict| (cells[0].clone(), verdict)));
+    pub(crate) fn judged(&mut self, mut cells: Vec<String>, verdict: Option<Verdict>) {
+        match verdict {
+            Some(verdict) => {
+                cells.extend([verdict.expected.clone(), verdict.reached.to_string()]);
+                self.verdicts.push((cells[0].clone(), verdict));
+            }
+            None => cells.extend([none(), none()]),
+        }
         self.rows.push(cells);
     }
 
@@ -242,7 +244,7 @@ impl Table {
         let value = value.into();
         cells.push(ratio.into().to_string());
         let verdict = Verdict::of(value, format!("weft ≤ {most}"), value.most(most));
-        self.judged(cells.into_iter().map(Some).collect(), Some(verdict));
+        self.judged(cells, Some(verdict));
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -262,7 +264,8 @@ pub(crate) fn brief(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-fn none() -> String {
+/// The cell of what there is not.
+pub(crate) fn none() -> String {
     "–".to_owned()
 }
 

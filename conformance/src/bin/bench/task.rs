@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::Nodes;
 use crate::alone::Alone;
 use crate::on_node::OnNode;
-use crate::report::{Estimate, Samples, Table, Verdict};
+use crate::report::{Estimate, Samples, Table, Verdict, none};
 use crate::shim::Shim;
 
 /// The word that tells the program that it runs on a node; the directory of the node and the arm follow.
@@ -107,7 +107,7 @@ fn table(samples: &[[Samples; ARMS.len()]; CALLS.len()]) -> Table {
                 Some(Verdict::of(share, format!("share ≤ {most}"), share.most(*most)))
             }
         };
-        table.judged(cells, verdict);
+        table.judged(cells.into_iter().map(|cell| cell.unwrap_or_else(none)).collect(), verdict);
     }
     table
 }

@@ -165,7 +165,7 @@ fn row(table: &mut Table, what: &str, weft: &Samples, (name, other): (&str, &Sam
         brief(other.median()),
         format!("{ratio:.3} ({:.2} – {:.2})", ratios.p10(), ratios.p90()),
     ];
-    table.judged(cells.map(Some).into(), verdict);
+    table.judged(cells.into(), verdict);
 }
 
 /// The program beside this one.

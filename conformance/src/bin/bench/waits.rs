@@ -74,10 +74,7 @@ pub(crate) fn measure(nodes: &Nodes) -> Table {
             _ => format!("{verb}, {ports} host port"),
         };
         let cells = [weft, reference].map(|count| format!("{count:.1}"));
-        table.judged(
-            [vec![name], cells.into()].concat().into_iter().map(Some).collect(),
-            (*verb == "ADD").then(verdict),
-        );
+        table.judged([vec![name], cells.into()].concat(), (*verb == "ADD").then(verdict));
     }
     table
 }
