@@ -9,7 +9,7 @@ use weft_netns::NetNs;
 
 use crate::common::{Node, conf};
 use crate::killed::killed_with;
-use crate::ports::{BEYOND, HOST, add, at, bound, outside, patience, socket};
+use crate::ports::{BEYOND, HOST, add, any, at, bound, outside, patience, socket};
 
 /// One address of each family.
 fn tiny() -> Value {
@@ -62,8 +62,8 @@ struct Remembered {
 
 fn remember(node: &Node, pod: &NetNs, beyond: &NetNs, family: usize) -> Remembered {
     let (world, client) = (socket(beyond, family == 0), socket(beyond, family == 0));
-    let asking = bound(pod, family == 0, ASKED_FROM, UdpSocket::bind::<SocketAddr>);
-    let serving = bound(pod, family == 0, SERVED, UdpSocket::bind::<SocketAddr>);
+    let asking = bound(pod, any(family == 0, ASKED_FROM), UdpSocket::bind::<SocketAddr>);
+    let serving = bound(pod, any(family == 0, SERVED), UdpSocket::bind::<SocketAddr>);
     asking.send_to(b"question", at(BEYOND[family], world.local_addr().unwrap().port())).unwrap();
     let (_, seen) = received(&world);
     assert_eq!(seen.ip(), at(HOST[family], 0).ip(), "the pod is masqueraded");
@@ -80,8 +80,8 @@ fn remember(node: &Node, pod: &NetNs, beyond: &NetNs, family: usize) -> Remember
 
 /// What was sent to the last pod does not reach this one; what is sent to this one does.
 fn assert_forgotten(remembered: &[Remembered], pod: &NetNs, family: usize) {
-    let asking = bound(pod, family == 0, ASKED_FROM, UdpSocket::bind::<SocketAddr>);
-    let serving = bound(pod, family == 0, SERVED, UdpSocket::bind::<SocketAddr>);
+    let asking = bound(pod, any(family == 0, ASKED_FROM), UdpSocket::bind::<SocketAddr>);
+    let serving = bound(pod, any(family == 0, SERVED), UdpSocket::bind::<SocketAddr>);
     let Remembered { world, client, pod: seen, service } = &remembered[family];
     world.send_to(b"stale", seen).unwrap();
     client.send_to(b"stale", service).unwrap();
