@@ -11,10 +11,9 @@ use weft_netns::NetNs;
 
 use crate::common::{Node, OUTSIDE, UPLINK, conf, ip_in, pings, run_in, slowness, wait_until};
 
-/// Bits per second; on an emulated machine what it can carry.
-pub(crate) fn rate() -> u64 {
-    if slowness() > 1 { 4_000_000 } else { 40_000_000 }
-}
+/// Bits per second. A burst is 75 ms of it, so the bucket makes up for a machine that stands still that long; at 40 Mbit/s it was 7.5,
+/// and on a busy machine a limit that was a tenth too high measured as the right one.
+pub(crate) const RATE: u64 = 4_000_000;
 
 /// Bits: less than one segment of TCP, which a sender leaves uncut up to 64 KiB.
 pub(crate) const BURST: u64 = 300_000;
@@ -29,11 +28,11 @@ fn limited(limits: Value) -> Value {
 }
 
 fn ingress() -> Value {
-    limited(json!({ "IngressRate": rate(), "IngressBurst": BURST, "EgressRate": 0, "EgressBurst": 0 }))
+    limited(json!({ "IngressRate": RATE, "IngressBurst": BURST, "EgressRate": 0, "EgressBurst": 0 }))
 }
 
 fn egress() -> Value {
-    limited(json!({ "IngressRate": 0, "IngressBurst": 0, "EgressRate": rate(), "EgressBurst": BURST }))
+    limited(json!({ "IngressRate": 0, "IngressBurst": 0, "EgressRate": RATE, "EgressBurst": BURST }))
 }
 
 /// Attaches a new pod, and returns the whole answer.
@@ -89,7 +88,7 @@ impl Seen {
 
     /// Bits per second once twice the burst and the queue have passed, at the start of which nothing is limited.
     pub(crate) fn rate(&self) -> f64 {
-        let steady = (2 * BURST + rate() / 4) / 8;
+        let steady = (2 * BURST + RATE / 4) / 8;
         let first = self.0.iter().find(|(_, total)| *total > steady).unwrap();
         let last = self.0.last().unwrap();
         (last.1 - first.1) as f64 * 8.0 / (last.0 - first.0).as_secs_f64()
@@ -152,7 +151,7 @@ fn send_udp(target: SocketAddr, size: usize, time: Duration) {
     let socket = UdpSocket::bind(bound).unwrap();
     let (bytes, start, mut sent) = (vec![0; size], Instant::now(), 0.0);
     while start.elapsed() < time {
-        if sent > start.elapsed().as_secs_f64() * 3.0 * rate() as f64 / 8.0 {
+        if sent > start.elapsed().as_secs_f64() * 3.0 * RATE as f64 / 8.0 {
             std::thread::park_timeout(Duration::from_millis(1));
             continue;
         }
@@ -164,14 +163,14 @@ fn send_udp(target: SocketAddr, size: usize, time: Duration) {
 /// `seen` is the rate of the payload; the limit counts the headers of IP and above too, `header` bytes a packet. The part by
 /// which it is off.
 fn deviation(seen: f64, header: u64) -> f64 {
-    seen * MTU as f64 / (MTU - header) as f64 / rate() as f64 - 1.0
+    seen * MTU as f64 / (MTU - header) as f64 / RATE as f64 - 1.0
 }
 
 /// What `measure` sees is what is allowed. A machine that is busy with something else keeps a sender from its rate, for a moment or for
-/// half a minute, so what falls short is tried again; too fast is too fast, but on an emulated machine, which stands still now and then.
+/// half a minute, and a receiver that begins late finds in its socket what came before: what is not as it should be is measured again.
 #[track_caller]
 fn assert_limited(what: &str, header: u64, measure: impl Fn(Duration) -> Seen) {
-    let time = Duration::from_secs(if slowness() > 1 { 6 } else { 2 });
+    let time = Duration::from_secs(if slowness() > 1 { 6 } else { 3 });
     let mut seen = Vec::new();
     for _ in 0..15 {
         let off = deviation(measure(time).rate(), header);
@@ -179,7 +178,6 @@ fn assert_limited(what: &str, header: u64, measure: impl Fn(Duration) -> Seen) {
         if off.abs() < 0.05 {
             return;
         }
-        assert!(off < 0.05 || slowness() > 1, "{what}: off by {seen:?} of the rate");
     }
     panic!("{what}: off by {seen:?} of the rate");
 }
@@ -268,7 +266,7 @@ fn an_annotation_has_no_burst() {
     let node = Node::new();
     let largest = u64::from(u32::MAX);
     let both = json!({
-        "IngressRate": rate(), "IngressBurst": largest, "EgressRate": rate(), "EgressBurst": largest,
+        "IngressRate": RATE, "IngressBurst": largest, "EgressRate": RATE, "EgressBurst": largest,
     });
     for pod in ["a", "b"] {
         add(&node, pod, &limited(both.clone()));
@@ -302,7 +300,7 @@ fn a_pod_without_a_limit_is_not_slowed() {
         &node,
         "limited",
         &limited(json!({
-            "ingressRate": rate(), "ingressBurst": BURST, "egressRate": rate(), "egressBurst": BURST,
+            "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST,
         })),
     );
     for pod in ["a", "b"] {
@@ -310,7 +308,7 @@ fn a_pod_without_a_limit_is_not_slowed() {
     }
     let (a, b) = (node.pod_ns("a"), node.pod_ns("b"));
     let seen = tcp(&a, &b, "10.88.0.4".parse().unwrap(), Duration::from_secs(1));
-    assert!(seen.rate() > 4.0 * rate() as f64, "{} bit/s", seen.rate());
+    assert!(seen.rate() > 40.0 * RATE as f64, "{} bit/s", seen.rate());
     let redirected =
         node.weft(&["status", "-o", "json"])["counters"]["redirected"]["bytes"].as_u64().unwrap();
     assert!(redirected > 10_000_000, "by the fast path: {redirected}");
@@ -352,7 +350,7 @@ fn the_kernel_has_what_was_asked_for_and_detach_takes_it() {
 fn check_finds_a_limit_that_is_gone() {
     let node = Node::new();
     let mut conf = limited(json!({
-        "ingressRate": rate(), "ingressBurst": BURST, "egressRate": rate(), "egressBurst": BURST,
+        "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST,
     }));
     let answer = add(&node, "a", &conf);
     let (host_end, ifb) = (answer["interfaces"][0]["name"].clone(), answer["interfaces"][2]["name"].clone());
